@@ -1,0 +1,1 @@
+"""Patients on disk: schema, BIDS reading, intake, the synthetic cohort."""

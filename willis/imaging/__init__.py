@@ -1,0 +1,1 @@
+"""Volumes on one grid, and what is measured from them."""

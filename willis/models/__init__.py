@@ -1,0 +1,1 @@
+"""The trimodal network, its parts and the bundle that carries it."""

@@ -1,0 +1,1 @@
+"""Drift, outcomes and alerts."""

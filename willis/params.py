@@ -1,0 +1,255 @@
+"""Science facts: one frozen model per section of params.yaml, section name = step name = DVC stage name.
+
+Units stand in the names. An unknown key is refused with the nearest known one; a value out of range is
+refused with the rule and its place in the file.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from willis.cohort.schema import Sequence
+from willis.errors import ParamsError
+
+
+def _whole(value: object) -> object:
+    """KFP passes dict parameters as JSON, so a whole number may arrive as 2.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A section of params.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class CohortParams(Section):
+    """The synthetic cohort (docs/cohort.md)."""
+
+    num_patients: Whole = Field(480, ge=1)
+    seed: Whole = 7
+    preset: Literal["published", "interacting"] = "published"
+    scanners: tuple[str, ...] = ("north", "south", "east")
+    without_infarct: Share = 0.0
+    num_workers: Whole = Field(0, ge=0, description="0 means one per core")
+
+
+class VersionParams(Section):
+    """What `version` tells DVC."""
+
+    timeout_s: float = Field(60, gt=0)
+
+
+class SplitShares(Section):
+    """Shares of the four splits; they add up to 1."""
+
+    train: Share = 0.60
+    validation: Share = 0.12
+    calibration: Share = 0.10
+    test: Share = 0.18
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        total = self.train + self.validation + self.calibration + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"shares add up to {total:g}; they must add up to 1")
+        return self
+
+
+class IngestParams(Section):
+    """How studies become arrays, facts and splits."""
+
+    sequences: tuple[Sequence, ...] = ("dwi", "adc", "flair")
+    planes: tuple[Literal["flair"], ...] = ()
+    spacing_mm: tuple[float, float, float] = (2.0, 2.0, 4.0)
+    shape: tuple[Whole, Whole, Whole] = (88, 104, 40)
+    adc_below_mm2_s: float = Field(620e-6, gt=0)
+    min_lesion_ml: float = Field(0.05, ge=0)
+    min_registration_quality: Share = 0.5
+    max_volume_mb: float = Field(512, gt=0, description="a file that unpacks to more is refused")
+    studies_per_shard: Whole = Field(256, ge=1)
+    splits: SplitShares = SplitShares()
+    outcome_column: Literal["mrs_90d", "mrs"] = "mrs_90d"
+    columns: dict[str, str] = Field(default_factory=dict, description="source column -> Willis column")
+    ignored_columns: tuple[str, ...] = ()
+    num_workers: Whole = Field(0, ge=0)
+
+
+class ReportParams(Section):
+    """Who writes the reports."""
+
+    writer: Literal["facts", "llm", "none"] = "facts"
+    model: str = "measured-facts"
+    temperature: float = Field(0.0, ge=0, le=2)
+    max_words: Whole = Field(60, ge=10)
+
+
+class FeaturizeParams(Section):
+    """The feature store and the training table."""
+
+    ttl_days: Whole = Field(30, ge=1)
+    table_columns: tuple[str, ...] = Field((), description="clinical columns; empty means all of the schema")
+
+
+class TrainParams(Section):
+    """The trimodal network and its training."""
+
+    seed: Whole = 7
+    epochs: Whole = Field(14, ge=1)
+    batch_size: Whole = Field(32, ge=2, description="over all workers")
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    warmup_share: Share = 0.1
+    clip_norm: float = Field(1.0, gt=0)
+    dropout: Share = 0.2
+    modality_dropout: Share = 0.3
+    sequence_dropout: Share = 0.1
+    mixup_alpha: float = Field(0.0, ge=0)
+    patience: Whole = Field(6, ge=1)
+    fusion: Literal["concat", "vdafm_pooled"] = "vdafm_pooled"
+    width: Whole = Field(128, ge=16)
+    contrast_width: Whole = Field(64, ge=8)
+    fusion_layers: Whole = Field(1, ge=1, le=3)
+    fusion_heads: Whole = Field(8, ge=1)
+    lambda_contrast: float = Field(0.02, ge=0)
+    lambda_contrast_decay: float = Field(0.95, gt=0, le=1)
+    lambda_align: float = Field(0.2, ge=0)
+    temperature: float = Field(0.07, gt=0)
+    image_facts: bool = True
+    text_encoder: str = "all-MiniLM-L6-v2"
+    use_modalities: tuple[Literal["image", "text", "table"], ...] = ("image", "text", "table")
+    num_workers: Whole = Field(2, ge=1)
+    use_gpu: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
+    threads_per_worker: Whole = Field(1, ge=1)
+    checkpoint_every: Whole = Field(1, ge=1)
+    max_failures: Whole = Field(3, ge=0)
+
+
+class EvaluateParams(Section):
+    """What is reported, and how sure one wants to be."""
+
+    num_bootstrap: Whole = Field(2000, ge=100)
+    confidence: Share = 0.95
+    conformal_coverage: Share = 0.90
+    num_permutations: Whole = Field(20, ge=1)
+    seed: Whole = 7
+
+
+class PromoteParams(Section):
+    """The gate that a candidate must pass."""
+
+    alias: str = "champion"
+    min_auc: Share = 0.55
+    max_ece: Share = 0.25
+    max_auc_loss: Share = 0.02
+    num_reference: Whole = Field(400, ge=20)
+
+
+class DeployParams(Section):
+    """The Ray Serve application."""
+
+    app_name: str = "willis"
+    num_replicas: Whole = Field(1, ge=1)
+    cpus_per_replica: float = Field(0.5, gt=0)
+    gpus_per_replica: float = Field(0.0, ge=0)
+    healthy_within_s: float = Field(180, gt=0)
+    request_deadline_s: float = Field(30, gt=0)
+    report_deadline_s: float = Field(10, gt=0)
+    max_upload_mb: float = Field(256, gt=0)
+
+
+class MonitorParams(Section):
+    """When drift rings."""
+
+    window_hours: float = Field(24, gt=0)
+    min_window: Whole = Field(30, ge=10)
+    num_resamples: Whole = Field(200, ge=50)
+    quantile: Share = 0.99
+    drift_share: Share = 0.25
+    seed: Whole = 7
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    cohort: CohortParams = CohortParams()
+    version: VersionParams = VersionParams()
+    ingest: IngestParams = IngestParams()
+    report: ReportParams = ReportParams()
+    featurize: FeaturizeParams = FeaturizeParams()
+    train: TrainParams = TrainParams()
+    evaluate: EvaluateParams = EvaluateParams()
+    promote: PromoteParams = PromoteParams()
+    deploy: DeployParams = DeployParams()
+    monitor: MonitorParams = MonitorParams()
+
+
+S = TypeVar("S", bound=Section)
+
+
+def parse_section(section: type[S], values: dict[str, Any], place: str) -> S:
+    """Check one section's values.
+
+    Args:
+        section: the model of the section.
+        values: what the file or the pipeline gave.
+        place: where the values came from, for the message.
+
+    Raises:
+        ParamsError: with value, rule, place and, for an unknown key, the nearest known one.
+    """
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise ParamsError(
+            "; ".join(_explain(section, dict(item), place) for item in error.errors())
+        ) from None
+
+
+def load_params(path: Path) -> Params:
+    """Read params.yaml.
+
+    Raises:
+        ParamsError: the file is missing, is not YAML, or breaks a rule.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        values = YAML(typ="safe").load(path)
+    except FileNotFoundError:
+        raise ParamsError(f"{path} does not exist; copy params.yaml from the repository's root") from None
+    except YAMLError as error:
+        raise ParamsError(f"{path} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ParamsError(f"{path} holds {type(values).__name__}; it must hold one mapping per section")
+    return parse_section(Params, values, str(path))
+
+
+def _explain(section: type[BaseModel], item: dict[str, Any], place: str) -> str:
+    from difflib import get_close_matches
+
+    path = [str(part) for part in item["loc"]]
+    where = f"{place}: {'.'.join(path)}"
+    if item["type"] != "extra_forbidden":
+        return f"{'.'.join(path)} is {item['input']!r}; {item['msg']} ({where})"
+    near = get_close_matches(path[-1], _keys_at(section, path[:-1]), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{path[-1]!r} is not a known key{hint} ({where})"
+
+
+def _keys_at(section: type[BaseModel], path: list[str]) -> list[str]:
+    for name in path:
+        field = section.model_fields.get(name)
+        if field is None or not (
+            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        ):
+            break
+        section = field.annotation
+    return list(section.model_fields)

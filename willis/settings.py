@@ -1,0 +1,67 @@
+"""Deployment facts, read from `WILLIS_*` environment variables here and nowhere else.
+
+A laptop, CI and a cluster run the same code and differ in these values alone.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from willis.errors import SettingsError
+
+
+class Settings(BaseSettings):
+    """One field per environment variable: `WILLIS_` and the field's name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix="WILLIS_", frozen=True, extra="ignore")
+
+    ray_address: str = Field("auto", description="Ray cluster that training and batch inference join.")
+    ray_dashboard_url: str = Field(
+        "http://127.0.0.1:8265", description="Ray dashboard, where `deploy` puts the Serve config."
+    )
+    endpoint_url: str = Field("http://127.0.0.1:8000", description="Where the deployed application answers.")
+    registry: str = Field("build/registry", description="Bundle registry: a folder or s3://bucket/prefix.")
+    object_store: str = Field(
+        "build/objects", description="Where requests may refer to volumes: a folder or s3://bucket/prefix."
+    )
+    s3_endpoint_url: str | None = Field(None, description="S3 endpoint; unset means AWS's own.")
+    s3_access_key: SecretStr | None = Field(None, description="S3 access key; unset means boto3's own chain.")
+    s3_secret_key: SecretStr | None = Field(None, description="S3 secret key.")
+    dvc_remote: str = Field("build/dvc-remote", description="DVC remote: a folder or s3://bucket/prefix.")
+    database_url: SecretStr = Field(
+        SecretStr("sqlite:///build/predictions.db"), description="SQLAlchemy URL of the prediction log."
+    )
+    feast_dir: Path = Field(
+        Path("build/feast"), description="Feast's registry, SQLite online store and offline files."
+    )
+    feast_online: str = Field("sqlite", description="Feast online store: `sqlite` or redis://host:port.")
+    report_url: str = Field(
+        "http://127.0.0.1:8100/v1", description="OpenAI-compatible server behind the LLM report writer."
+    )
+    report_api_key: SecretStr | None = Field(None, description="Key for that server.")
+    api_keys: SecretStr | None = Field(
+        None, description="Comma-separated keys that callers may use; unset means loopback callers only."
+    )
+    pseudonym_key: SecretStr = Field(
+        SecretStr("willis-demo-only"), description="Key of the hash that replaces patient ids at intake."
+    )
+    monitor_dir: Path = Field(Path("build/monitoring"), description="Evidently workspace and drift reports.")
+    retention_days: int = Field(365, ge=1, description="Days that a prediction stays in the log.")
+    data_dir: Path | None = Field(None, description="Real data for the tests and benchmarks that need it.")
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """Return the settings of this process.
+
+    Raises:
+        SettingsError: a variable is malformed; names the variable, the value and the rule.
+    """
+    try:
+        return Settings()  # type: ignore[call-arg, unused-ignore]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "WILLIS_" + "_".join(str(part) for part in first["loc"]).upper()
+        raise SettingsError(f"{name} is {first['input']!r}: {first['msg']} (environment)") from None

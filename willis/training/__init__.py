@@ -1,0 +1,1 @@
+"""Data, loop and distribution of a training run."""
