@@ -23,6 +23,7 @@ class Settings(BaseSettings):
     )
     endpoint_url: str = Field("http://127.0.0.1:8000", description="Where the deployed application answers.")
     registry: str = Field("build/registry", description="Bundle registry: a folder or s3://bucket/prefix.")
+    bundle_cache: Path = Field(Path("build/bundles"), description="Local folder for fetched bundles.")
     object_store: str = Field(
         "build/objects", description="Where requests may refer to volumes: a folder or s3://bucket/prefix."
     )
@@ -37,6 +38,12 @@ class Settings(BaseSettings):
         Path("build/feast"), description="Feast's registry, SQLite online store and offline files."
     )
     feast_online: str = Field("sqlite", description="Feast online store: `sqlite` or redis://host:port.")
+    feature_repo: Path = Field(
+        Path("feature_repo"), description="Folder of Feast's definitions, features.py."
+    )
+    report_store: Path = Field(
+        Path("build/reports.sqlite"), description="Every report ever written, so that none is paid for twice."
+    )
     report_url: str = Field(
         "http://127.0.0.1:8100/v1", description="OpenAI-compatible server behind the LLM report writer."
     )
