@@ -1,0 +1,1 @@
+"""The graphs: which component reads which."""

@@ -1,0 +1,74 @@
+# The only words of this project: demo, serve, test, check, bench, docs, clean.
+# Everything is installed below .venv; nothing outside this folder is touched, except that `make test`
+# installs the system's Chromium when it may.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DATA ?= synthetic
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+# Nothing here reports home.
+export DO_NOT_TRACK := 1
+export DVC_NO_ANALYTICS := 1
+export FEAST_USAGE := False
+export RAY_USAGE_STATS_ENABLED := 0
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+export WILLIS_DATA_DIR ?= $(abspath ../shared/data)
+
+.PHONY: help setup demo serve test check bench docs clean browser
+
+help:
+	@echo 'make demo   the whole circle on this machine (DATA=synthetic | soop:PATH | bids:PATH)'
+	@echo 'make serve  the endpoint of the last demo, and a curl line that calls it'
+	@echo 'make test   set-up, checks, and every test that this machine can run'
+	@echo 'make check  format, lint, types, import rules, docstrings'
+	@echo 'make bench  the benchmarks behind every figure in docs/'
+	@echo 'make docs   what is generated in docs/ (OpenAPI, parameters, settings)'
+	@echo 'make clean  remove build/ (the environment stays)'
+
+setup: $(READY)
+
+# torch first and exactly so: a range would bring several GB of CUDA.
+$(READY): constraints.txt pyproject.toml
+	@echo 'setting up $(VENV) (3-5 minutes, 3.5 GB) ...'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install torch==2.13.0
+	$(PIP) install --constraint constraints.txt --editable '.[platform,dev]'
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/python -m infra.local.demo --data '$(DATA)'
+
+serve: $(READY)
+	$(BIN)/python -m infra.local.serve
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check browser
+	$(BIN)/python -m pytest
+
+browser:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null; } || \
+	  { echo 'the browser tests need Chromium: install the package chromium, then run make test again' >&2; exit 1; }
+
+bench: $(READY)
+	for name in cohort training_loop request_latency; do \
+	  $(BIN)/python -m benchmarks.$$name --json build/bench/$$name.json; \
+	done
+
+docs: $(READY)
+	$(BIN)/python -m serving.openapi
+
+clean:
+	rm -rf build dist *.egg-info

@@ -1,0 +1,138 @@
+"""Run the compiled training pipeline on this machine with KFP's local runner and its cache."""
+
+import contextlib
+import logging
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kfp import compiler, components, local
+
+from pipelines.training import graph
+from willis.errors import StepError
+from willis.params import Params
+from willis.provenance import GRAPH, cohort_digest, last_seconds, record_step
+
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+STARTED = re.compile(r"^Executing task '([\w-]+)'")
+CACHED = re.compile(r"^Task ([\w-]+) cache hit")
+FINISHED = re.compile(r"^Task '([\w-]+)' finished with status (\w+)")
+LOG_TAIL_LINES = 25
+OUTPUTS = {
+    "version": "data",
+    "ingest": "studies",
+    "report": "reports",
+    "featurize": "features",
+    "train": "model",
+    "evaluate": "evaluation",
+    "promote": "promotion",
+}
+
+
+@dataclass(frozen=True)
+class StepRun:
+    """How one step went: seconds of the run that made its output, and whether that run was an earlier one."""
+
+    seconds: float
+    cached: bool
+    output: Path
+
+
+@dataclass
+class _Watch(logging.Filter):
+    """Reads the local runner's own log records; it offers no other sign of progress."""
+
+    on_step: Callable[[str, str], None]
+    started: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    cached: set[str] = field(default_factory=set)
+
+    __hash__ = object.__hash__
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = ANSI.sub("", record.getMessage())
+        if match := STARTED.match(message):
+            self.started[match[1]] = time.monotonic()
+            self.on_step(match[1], "running")
+        elif match := CACHED.match(message):
+            self.cached.add(match[1])
+            self.on_step(match[1], "cached")
+        elif match := FINISHED.match(message):
+            if match[2] == "SUCCESS":
+                self.seconds[match[1]] = time.monotonic() - self.started[match[1]]
+            self.on_step(match[1], match[2].lower())
+        return True
+
+
+def run_training(
+    cohort: Path, params: Params, run: Path, on_step: Callable[[str, str], None]
+) -> dict[str, StepRun]:
+    """Compile and run the pipeline; finished steps come from the cache.
+
+    Args:
+        cohort: canonical BIDS cohort.
+        params: one section per step.
+        run: folder for the outputs, the cache and the log of this and earlier runs.
+        on_step: told of each step's name and state (running, cached, success, failure).
+
+    Returns:
+        Step name -> how it went.
+
+    Raises:
+        StepError: a step failed; the message ends with the end of its log.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    package = run / "training.yaml"
+    compiler.Compiler().compile(graph(params, with_deploy=False, cluster=False), str(package))
+    pipeline = components.load_component_from_file(str(package))
+    digest = cohort_digest(cohort)
+    watch = _Watch(on_step)
+    local.init(
+        local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(run / "outputs"),
+        enable_caching=True,
+        cache_root=str(run / "cache"),
+    )
+    log = run / "pipeline.log"
+    root = logging.getLogger()
+    level = root.level
+    root.addFilter(watch)
+    root.setLevel(logging.INFO)
+    try:
+        with log.open("a") as sink, contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+            task = pipeline(cohort=str(cohort), cohort_digest=digest)
+    except RuntimeError as error:
+        raise StepError(f"{_failed(watch)} failed; the end of {log}:\n{_tail(log)}") from error
+    finally:
+        root.removeFilter(watch)
+        root.setLevel(level)
+        for step, seconds in watch.seconds.items():
+            record_step(run, step, params, digest, seconds)
+    return {
+        step: StepRun(
+            seconds=watch.seconds.get(step) or last_seconds(run, step) or 0.0,
+            cached=step in watch.cached,
+            output=Path(task.outputs[OUTPUTS[step]].path),
+        )
+        for step in GRAPH
+    }
+
+
+def prune(run: Path, keep: dict[str, StepRun]) -> None:
+    """Remove the outputs of earlier runs that no kept step uses; volumes are large."""
+    used = {step.output for step in keep.values()}
+    for folder in (run / "outputs").glob("*/*"):
+        if not any(output.is_relative_to(folder) for output in used):
+            shutil.rmtree(folder)
+
+
+def _failed(watch: _Watch) -> str:
+    running = watch.started.keys() - watch.seconds.keys()
+    return next(iter(running), None) or (list(watch.started) or ["the pipeline"])[-1]
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])

@@ -1,0 +1,376 @@
+"""The `willis` command: one sub-command per step, and what people do around them.
+
+Nothing heavy is imported before a sub-command runs, so that `willis --help` answers at once.
+"""
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from willis.errors import WillisError
+from willis.settings import settings
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from willis.params import Params
+
+app = typer.Typer(
+    help="Stroke outcome from MRI, clinical table and report. For research, not for diagnosis.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    epilog="Start with `make demo`; then docs/operate.md, docs/integrate.md, docs/watch.md, docs/extend.md.",
+)
+cohort_app = typer.Typer(help="Make, import and look at cohorts.", no_args_is_help=True)
+import_app = typer.Typer(help="Bring patients in as a canonical BIDS cohort.", no_args_is_help=True)
+pipeline_app = typer.Typer(help="Compile-time keys and submission of KFP pipelines.", no_args_is_help=True)
+cohort_app.add_typer(import_app, name="import")
+app.add_typer(cohort_app, name="cohort")
+app.add_typer(pipeline_app, name="pipeline")
+
+ParamsFile = Annotated[Path, typer.Option("--params", help="params.yaml to read the step's section from.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON, for machines.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write; it appears whole or not at all.")]
+Cohort = Annotated[Path, typer.Option("--cohort", help="Canonical BIDS cohort.")]
+Ingested = Annotated[Path, typer.Option("--ingest", help="Output folder of `willis ingest`.")]
+Features = Annotated[Path, typer.Option("--features", help="Output folder of `willis featurize`.")]
+Model = Annotated[Path, typer.Option("--model", help="Output folder of `willis train`.")]
+
+DEFAULT_PARAMS = Path("params.yaml")
+EXIT_ERROR, EXIT_DRIFT = 2, 3
+
+
+def main() -> None:
+    """Run the command; an error that Willis raises on purpose is a message, not a traceback."""
+    try:
+        app()
+    except WillisError as error:
+        Console(stderr=True).print(
+            f"[bold red]{type(error).__name__}[/]: {error}", highlight=False, soft_wrap=True
+        )
+        sys.exit(EXIT_ERROR)
+
+
+def _params(path: Path) -> "Params":
+    from willis.params import load_params
+
+    return load_params(path)
+
+
+def _show(summary: "BaseModel", as_json: bool) -> None:
+    if as_json:
+        typer.echo(summary.model_dump_json(indent=2))
+        return
+    from willis.summaries import as_table
+
+    Console().print(as_table(summary))
+
+
+@cohort_app.command("synthesise")
+def cohort_synthesise(
+    out: Out,
+    patients: Annotated[int | None, typer.Option(help="How many patients.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same bytes.")] = None,
+    preset: Annotated[str | None, typer.Option(help="published or interacting (docs/cohort.md).")] = None,
+    scanners: Annotated[str | None, typer.Option(help="Comma-separated; `new` is kept for drift.")] = None,
+    without_infarct: Annotated[
+        float | None, typer.Option(help="Share of studies without an infarct.")
+    ] = None,
+    purpose: Annotated[str, typer.Option(help="evaluation, stream, reader or benchmark.")] = "evaluation",
+    params: ParamsFile = DEFAULT_PARAMS,
+    as_json: AsJson = False,
+) -> None:
+    """Make the synthetic cohort whose best possible result is known."""
+    from willis.cohort.synthetic import synthesise
+    from willis.params import CohortParams, parse_section
+
+    given = {
+        "num_patients": patients,
+        "seed": seed,
+        "preset": preset,
+        "scanners": tuple(scanners.split(",")) if scanners else None,
+        "without_infarct": without_infarct,
+    }
+    section = _params(params).cohort.model_dump() | {k: v for k, v in given.items() if v is not None}
+    _show(synthesise(out, parse_section(CohortParams, section, "command line"), purpose=purpose), as_json)
+
+
+@cohort_app.command("look")
+def cohort_look(
+    cohort: Cohort,
+    out: Annotated[Path, typer.Option("--out", help="PNG to write.")] = Path("contact-sheet.png"),
+    patients: Annotated[int, typer.Option(help="How many patients to show.")] = 12,
+) -> None:
+    """Draw a contact sheet, so that people can see that they are brains."""
+    from willis.cohort.look import contact_sheet
+
+    typer.echo(contact_sheet(cohort, out, num_patients=patients))
+
+
+@import_app.command("soop")
+def import_soop_command(source: Path, out: Out, as_json: AsJson = False) -> None:
+    """Import a clone of the public derived SOOP set (docs/real-patients.md)."""
+    from willis.cohort.soop import import_soop
+
+    _show(import_soop(source, out), as_json)
+
+
+@import_app.command("bids")
+def import_bids_command(source: Path, out: Out, as_json: AsJson = False) -> None:
+    """Import a BIDS tree: the shapes of SOOP, ISLES'22 and ISLES'24 are known."""
+    from willis.cohort.intake import import_bids
+
+    _show(import_bids(source, out), as_json)
+
+
+@import_app.command("dicom")
+def import_dicom_command(source: Path, out: Out, as_json: AsJson = False) -> None:
+    """Import a folder of DICOM files, de-identified (keyed by WILLIS_PSEUDONYM_KEY)."""
+    from willis.cohort.dicom import import_dicom
+
+    _show(import_dicom(source, out, settings().pseudonym_key.get_secret_value()), as_json)
+
+
+@app.command()
+def version(cohort: Cohort, out: Out, params: ParamsFile = DEFAULT_PARAMS, as_json: AsJson = False) -> None:
+    """Add the cohort to DVC, push it, and prove the push."""
+    from willis.steps.version import version as step
+
+    _show(step(cohort, out, _params(params).version, settings()), as_json)
+
+
+@app.command()
+def ingest(
+    cohort: Cohort,
+    out: Out,
+    strict: Annotated[bool, typer.Option(help="Fail if any study is broken.")] = False,
+    params: ParamsFile = DEFAULT_PARAMS,
+    as_json: AsJson = False,
+) -> None:
+    """Check every study and row, bring volumes to one grid, measure facts, write splits and shards."""
+    from willis.steps.ingest import ingest as step
+
+    _show(step(cohort, out, _params(params).ingest, strict=strict), as_json)
+
+
+@app.command()
+def report(ingest: Ingested, out: Out, params: ParamsFile = DEFAULT_PARAMS, as_json: AsJson = False) -> None:
+    """Write and ground a report for every study."""
+    from willis.steps.report import report as step
+
+    _show(step(ingest, out, _params(params).report, settings()), as_json)
+
+
+@app.command()
+def featurize(
+    ingest: Ingested,
+    reports: Annotated[Path, typer.Option("--reports", help="Output folder of `willis report`.")],
+    out: Out,
+    params: ParamsFile = DEFAULT_PARAMS,
+    as_json: AsJson = False,
+) -> None:
+    """Fill the feature store and write the point-in-time training table."""
+    from willis.steps.featurize import featurize as step
+
+    _show(step(ingest, reports, out, _params(params).featurize, settings()), as_json)
+
+
+@app.command()
+def train(
+    ingest: Ingested,
+    features: Features,
+    out: Out,
+    params: ParamsFile = DEFAULT_PARAMS,
+    as_json: AsJson = False,
+) -> None:
+    """Train the trimodal network on the Ray cluster of WILLIS_RAY_ADDRESS."""
+    from willis.steps.train import train as step
+
+    _show(step(ingest, features, out, _params(params).train, settings()), as_json)
+
+
+@app.command()
+def evaluate(
+    cohort: Cohort,
+    ingest: Ingested,
+    features: Features,
+    model: Model,
+    out: Out,
+    params: ParamsFile = DEFAULT_PARAMS,
+    as_json: AsJson = False,
+) -> None:
+    """Report what the model is worth on the test split, beside its controls and its ceiling."""
+    from willis.steps.evaluate import evaluate as step
+
+    _show(step(cohort, ingest, features, model, out, _params(params).evaluate), as_json)
+
+
+@app.command("cross-validate")
+def cross_validate(
+    ingest: Ingested,
+    features: Features,
+    folds: Annotated[Path, typer.Option(help="TSV: task, repeat, fold, participant_id.")],
+    out: Out,
+    task: Annotated[str, typer.Option(help="Task in the folds file.")] = "poor_outcome",
+    params: ParamsFile = DEFAULT_PARAMS,
+    as_json: AsJson = False,
+) -> None:
+    """Train and test on given folds, beside classical rivals on the same folds (resumes)."""
+    from willis.evaluation.folds import evaluate_folds
+
+    _show(evaluate_folds(ingest, features, folds, task, out, _params(params).train), as_json)
+
+
+@app.command()
+def promote(
+    to: Annotated[
+        str | None, typer.Option("--to", help="Roll back: point the alias at this version.")
+    ] = None,
+    version: Annotated[
+        Path | None, typer.Option("--version", help="Output folder of `willis version`.")
+    ] = None,
+    ingest: Annotated[Path | None, typer.Option("--ingest")] = None,
+    features: Annotated[Path | None, typer.Option("--features")] = None,
+    model: Annotated[Path | None, typer.Option("--model")] = None,
+    evaluation: Annotated[Path | None, typer.Option("--evaluation")] = None,
+    out: Annotated[Path | None, typer.Option("--out")] = None,
+    params: ParamsFile = DEFAULT_PARAMS,
+    as_json: AsJson = False,
+) -> None:
+    """Write the bundle to the registry; move the alias only if the gate holds."""
+    from willis.errors import ParamsError
+    from willis.steps.promote import promote as step
+    from willis.steps.promote import rollback
+
+    section = _params(params).promote
+    if to is not None:
+        _show(rollback(to, section, settings()), as_json)
+        return
+    if not (version and ingest and features and model and evaluation and out):
+        raise ParamsError(
+            "promote needs --version --ingest --features --model --evaluation --out, or --to VERSION"
+        )
+    _show(step(version, ingest, features, model, evaluation, out, section, settings()), as_json)
+
+
+@app.command()
+def deploy(
+    promotion: Annotated[Path | None, typer.Option(help="Output folder of `willis promote`.")] = None,
+    params: ParamsFile = DEFAULT_PARAMS,
+    as_json: AsJson = False,
+) -> None:
+    """Put the application to the Ray cluster and wait until it is healthy."""
+    from willis.steps.deploy import deploy as step
+
+    loaded = _params(params)
+    _show(step(promotion, loaded.deploy, settings(), loaded.ingest, loaded.report), as_json)
+
+
+@app.command()
+def monitor(
+    out: Out,
+    since: Annotated[str | None, typer.Option(help="Start of the window, ISO 8601 with offset.")] = None,
+    until: Annotated[str | None, typer.Option(help="End of the window, ISO 8601 with offset.")] = None,
+    params: ParamsFile = DEFAULT_PARAMS,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a window of the prediction log with the bundle's reference; exits 3 on drift."""
+    from willis.steps.monitor import monitor as step
+
+    summary = step(
+        out,
+        _params(params).monitor,
+        settings(),
+        since=_instant(since, "--since"),
+        until=_instant(until, "--until"),
+    )
+    _show(summary, as_json)
+    if summary.drift:
+        raise typer.Exit(EXIT_DRIFT)
+
+
+def _instant(text: str | None, option: str) -> datetime | None:
+    from willis.errors import ParamsError
+
+    if text is None:
+        return None
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError:
+        instant = None
+    if instant is None or instant.tzinfo is None:
+        raise ParamsError(f"{option} is {text!r}; give ISO 8601 with an offset, as 2026-05-01T08:00:00+00:00")
+    return instant
+
+
+@app.command()
+def predict(
+    cohort: Cohort,
+    bundle: Annotated[str, typer.Option(help="Bundle version or alias in the registry.")] = "champion",
+    params: ParamsFile = DEFAULT_PARAMS,
+    as_json: AsJson = False,
+) -> None:
+    """Predict patients the model has never seen, from files in a canonical cohort."""
+    from willis.casework import predict_cohort
+
+    predictions = predict_cohort(cohort, bundle, _params(params), settings())
+    if as_json:
+        for prediction in predictions:
+            typer.echo(prediction.model_dump_json())
+        return
+    from willis.summaries import predictions_table
+
+    Console().print(predictions_table(predictions))
+
+
+@app.command()
+def lineage(prediction_id: str, as_json: AsJson = False) -> None:
+    """Print the chain from a prediction back to the cohort it was learned from."""
+    from willis.lineage import lineage as chain
+
+    _show(chain(prediction_id, settings()), as_json)
+
+
+@app.command()
+def forget(
+    patient: str,
+    cohort: Annotated[
+        Path | None, typer.Option("--cohort", help="Cohort to erase the patient from, too.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Erase a patient from cohort, features, prediction log and bundle samples."""
+    from willis.forget import forget as erase
+
+    _show(erase(patient, settings(), cohort=cohort), as_json)
+
+
+@pipeline_app.command("why")
+def pipeline_why(
+    step: str,
+    params: ParamsFile = DEFAULT_PARAMS,
+    run: Annotated[Path, typer.Option(help="Folder of the local runs.")] = Path("build/demo/pipeline"),
+    as_json: AsJson = False,
+) -> None:
+    """Say why a step would run again, or why it is recognised as done."""
+    from willis.provenance import why
+
+    _show(why(step, _params(params), run), as_json)
+
+
+@pipeline_app.command("submit")
+def pipeline_submit(
+    package: Annotated[Path, typer.Argument(help="YAML from `python -m pipelines.training --out FILE`.")],
+    host: Annotated[str, typer.Option(help="KFP host, https unless it is loopback.")],
+    cohort: Annotated[str, typer.Option(help="Cohort as the cluster sees it.")],
+    experiment: Annotated[str, typer.Option()] = "willis",
+    as_json: AsJson = False,
+) -> None:
+    """Submit a compiled pipeline to a KFP host."""
+    from willis.submission import submit
+
+    _show(submit(package, host, cohort, experiment), as_json)
