@@ -1,0 +1,1 @@
+"""Feast's definitions; see features.py."""
