@@ -1,7 +1,7 @@
 """The canonical grid in MNI space, and the two roads onto it.
 
 Arrays are (X, Y, Z) in RAS+ (X grows towards the patient's right). The default grid is 88 x 104 x 40 voxels
-of 2 x 2 x 4 mm, centred on (0, -18, 4) mm MNI: no voxel centre lies on the midline, so every voxel has a side.
+of 2 x 2 x 4 mm, centred on (0, -18, 4) mm MNI: no voxel centre lies on the midline, every voxel has a side.
 """
 
 from dataclasses import dataclass
