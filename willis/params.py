@@ -152,16 +152,20 @@ class PromoteParams(Section):
 
 
 class DeployParams(Section):
-    """The Ray Serve application."""
+    """The Ray Serve application: an ingress that reads and prepares, a model that predicts."""
 
     app_name: str = "willis"
-    num_replicas: Whole = Field(1, ge=1)
+    alias: str = "champion"
+    num_replicas: Whole = Field(2, ge=1, description="of each of the two; 2 let a redeployment drop nothing")
     cpus_per_replica: float = Field(0.5, gt=0)
     gpus_per_replica: float = Field(0.0, ge=0)
     healthy_within_s: float = Field(180, gt=0)
     request_deadline_s: float = Field(30, gt=0)
     report_deadline_s: float = Field(10, gt=0)
-    max_upload_mb: float = Field(256, gt=0)
+    max_upload_mb: float = Field(256, gt=0, description="whole request body, in MiB")
+    max_in_flight: Whole = Field(32, ge=1, description="predictions per replica; more are refused at once")
+    max_batch: Whole = Field(8, ge=1, description="cases that the model takes together")
+    batch_wait_s: float = Field(0.002, ge=0, description="how long the model waits for company")
 
 
 class MonitorParams(Section):

@@ -3,6 +3,7 @@
 A laptop, CI and a cluster run the same code and differ in these values alone.
 """
 
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,6 +23,18 @@ class Settings(BaseSettings):
         "http://127.0.0.1:8265", description="Ray dashboard, where `deploy` puts the Serve config."
     )
     endpoint_url: str = Field("http://127.0.0.1:8000", description="Where the deployed application answers.")
+    serve_bind: str = Field(
+        "127.0.0.1:8000",
+        pattern=r"^[^:\s]+:\d{1,5}$",
+        description="host:port that the ingress of the application listens on; other hosts need API keys.",
+    )
+    metrics_dir: Path = Field(
+        Path("build/metrics"), description="Where replicas on one node share their counters for /metrics."
+    )
+    secrets_dir: Path | None = Field(
+        None,
+        description="Folder with one file per secret, named as its variable in small letters.",
+    )
     registry: str = Field("build/registry", description="Bundle registry: a folder or s3://bucket/prefix.")
     bundle_cache: Path = Field(Path("build/bundles"), description="Local folder for fetched bundles.")
     object_store: str = Field(
@@ -67,7 +80,7 @@ def settings() -> Settings:
         SettingsError: a variable is malformed; names the variable, the value and the rule.
     """
     try:
-        return Settings()  # type: ignore[call-arg, unused-ignore]
+        return Settings(_secrets_dir=os.environ.get("WILLIS_SECRETS_DIR"))  # type: ignore[call-arg]
     except ValidationError as error:
         first = error.errors()[0]
         name = "WILLIS_" + "_".join(str(part) for part in first["loc"]).upper()
