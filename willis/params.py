@@ -171,11 +171,15 @@ class DeployParams(Section):
 class MonitorParams(Section):
     """When drift rings."""
 
+    alias: str = Field("champion", description="the bundle whose reference and predictions are compared")
     window_hours: float = Field(24, gt=0)
     min_window: Whole = Field(30, ge=10)
-    num_resamples: Whole = Field(200, ge=50)
-    quantile: Share = 0.99
-    drift_share: Share = 0.25
+    min_values: Whole = Field(10, ge=5, description="values that a column needs on both sides")
+    num_resamples: Whole = Field(500, ge=100)
+    quantile: float = Field(0.99, ge=0.5, lt=1)
+    drift_share: Share = Field(0.15, description="share of ringing columns from which a window drifted")
+    min_outcomes: Whole = Field(30, ge=10)
+    min_auc: Share = Field(0.60, description="an alert when the window's AUC is surely below")
     seed: Whole = 7
 
 

@@ -1,0 +1,143 @@
+"""The columns that are watched, and the reference rows that a bundle carries for them.
+
+A row of the reference has the same columns as a row of the prediction log's window: the clinical columns by
+name, `f_<fact>`, `r_<report field>`, `grounding_score`, `has_<modality>`, `p`, `embedding_000`...
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from willis.cohort.schema import CLINICAL_COLUMNS, MODALITIES
+from willis.errors import ShapeError
+from willis.monitoring.results import Group, Kind
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    Numbers = NDArray[np.float64]
+
+MAX_LEVELS = 20
+"""A text column with more distinct values than this is free text: its drift is the embedding's business."""
+
+FEW_VALUES = 5
+"""A number with at most this many distinct values is compared as a category: counts, not distances."""
+
+_CLINICAL = {column.name for column in CLINICAL_COLUMNS}
+_PRESENCE: dict[str, Group] = {"has_image": "facts", "has_text": "report", "has_table": "table"}
+_TIMES = ("f_event_time", "r_event_time", "f_study_id", "r_study_id")
+
+
+@dataclass(frozen=True)
+class WatchedColumn:
+    """One column that is compared: `number` by distance, `category` by its shares."""
+
+    name: str
+    group: Group
+    kind: Kind
+
+
+def group_of(name: str) -> Group | None:
+    """Return the group that a column of the window belongs to; None for a column that is not watched."""
+    if name in _PRESENCE:
+        return _PRESENCE[name]
+    if name in _TIMES:
+        return None
+    if name in _CLINICAL:
+        return "table"
+    if name.startswith("f_"):
+        return "facts"
+    if name.startswith("r_") or name == "grounding_score":
+        return "report"
+    return "prediction" if name == "p" else None
+
+
+def embedding_columns(frame: "pd.DataFrame") -> list[str]:
+    """Return the names of the embedding's dimensions, in order."""
+    return sorted(name for name in frame.columns if name.startswith("embedding_"))
+
+
+def watched_columns(reference: "pd.DataFrame") -> tuple[WatchedColumn, ...]:
+    """Choose what is compared and how, from the reference alone, so that a window cannot change the test."""
+    found = []
+    for name in reference.columns:
+        group = group_of(str(name))
+        kind = None if group is None else _kind(reference[name])
+        if group is not None and kind is not None:
+            found.append(WatchedColumn(str(name), group, kind))
+    return tuple(found)
+
+
+def as_numbers(values: "pd.Series") -> "Numbers":
+    """Return the column as float64, NaN where it is missing, infinite or no number."""
+    import pandas as pd
+
+    numbers = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    return np.where(np.isfinite(numbers), numbers, np.nan)
+
+
+def as_categories(values: "pd.Series") -> "pd.Series":
+    """Return the column as text, None where it is missing; 1, 1.0 and True are one category."""
+    return values.map(_category).astype(object)
+
+
+def sample_reference(
+    table: "pd.DataFrame",
+    patients: Sequence[str],
+    probabilities: "Numbers",
+    embeddings: "Numbers",
+    num_rows: int,
+) -> "pd.DataFrame":
+    """Lay out the reference of a bundle.
+
+    Args:
+        table: one row per validation patient, with the watched columns among others; others are left out.
+        patients: the pseudonym of each row.
+        probabilities: shape (n,), calibrated.
+        embeddings: shape (n, width), fused.
+        num_rows: at most so many rows are kept: those with the smallest pseudonyms, which is a random choice
+            that stays the same from run to run.
+
+    Raises:
+        ShapeError: the rows do not fit together.
+    """
+    import pandas as pd
+
+    lengths = (len(table), len(patients), len(probabilities), len(embeddings))
+    if len(set(lengths)) != 1:
+        raise ShapeError(f"reference rows do not fit: table, patients, p, embeddings have {lengths} rows")
+    kept = [name for name in table.columns if group_of(str(name)) is not None and name != "p"]
+    names = [f"embedding_{index:03d}" for index in range(embeddings.shape[1])]
+    parts = [
+        pd.DataFrame({"patient": list(patients)}),
+        table[kept].reset_index(drop=True),
+        pd.DataFrame({"p": np.asarray(probabilities, dtype=np.float64)}),
+        pd.DataFrame(np.asarray(embeddings, dtype=np.float32), columns=names),
+    ]
+    rows = pd.concat(parts, axis=1).sort_values("patient", kind="stable")
+    return rows.head(num_rows).reset_index(drop=True)
+
+
+def presence_columns() -> tuple[str, ...]:
+    """Return the names of the presence columns, in the order of MODALITIES."""
+    return tuple(f"has_{name}" for name in MODALITIES)
+
+
+def _kind(values: "pd.Series") -> Kind | None:
+    present = values.dropna()
+    if all(isinstance(value, bool | np.bool_) for value in present):
+        return "category"
+    if np.isfinite(as_numbers(present)).all():
+        return "number" if present.nunique() > FEW_VALUES else "category"
+    return "category" if as_categories(present).nunique() <= MAX_LEVELS else None
+
+
+def _category(value: object) -> str | None:
+    if isinstance(value, bool | np.bool_):
+        return "1" if value else "0"
+    if isinstance(value, int | float | np.integer | np.floating):
+        return f"{float(value):.6g}" if np.isfinite(value) else None
+    return None if value is None or value != value else str(value)

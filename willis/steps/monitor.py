@@ -1,0 +1,167 @@
+"""The step `monitor`: one window of the prediction log against the champion's reference."""
+
+import shutil
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from willis.errors import ParamsError
+from willis.models.bundle import Bundle
+from willis.monitoring.alerts import alerts_for
+from willis.monitoring.gauges import write_gauges
+from willis.monitoring.outcomes import performance
+from willis.monitoring.results import GROUPS, ColumnDrift, GroupDrift, MonitorSummary
+from willis.params import MonitorParams
+from willis.settings import Settings
+from willis.stores.predictions import PredictionLog
+from willis.stores.registry import Registry
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SUMMARY, HTML, GAUGES = "monitor.json", "drift.html", "metrics.prom"
+
+
+def monitor(
+    out: Path,
+    params: MonitorParams,
+    settings: Settings,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> MonitorSummary:
+    """Compare a window of the prediction log with the reference of the bundle behind the alias.
+
+    Writes monitor.json, drift.html (Evidently's report) and metrics.prom into `out`, the snapshot into the
+    Evidently workspace and the gauges as latest.prom into `settings.monitor_dir`.
+
+    Args:
+        out: folder to write; appears whole or not at all.
+        params: the section `monitor`.
+        settings: registry, database and workspace.
+        since: start of the window; `params.window_hours` before its end when None.
+        until: end of the window, exclusive; now when None.
+
+    Raises:
+        ParamsError: the window ends before it starts.
+        InputError: the registry holds no such alias.
+        StoreError: database or registry do not answer.
+    """
+    started = time.monotonic()
+    until = until or datetime.now(UTC)
+    since = since or until - timedelta(hours=params.window_hours)
+    if since >= until:
+        raise ParamsError(f"the window starts at {since} and ends at {until}; it must start before it ends")
+    bundle = Registry.open(settings).fetch(params.alias)
+    rows = _rows(settings, since, until)
+    window = rows[rows["bundle_version"] == bundle.version] if len(rows) else rows
+    staged = _fresh(out)
+    blank = _blank(bundle, window, since, until, params, num_others=len(rows) - len(window))
+    summary = (
+        blank
+        if len(window) < params.min_window
+        else _compared(blank, bundle, window, params, settings, staged)
+    )
+    summary = summary.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
+    summary = summary.model_copy(update={"alerts": alerts_for(summary, params.min_auc)})
+    (staged / SUMMARY).write_text(summary.model_dump_json(indent=2) + "\n")
+    write_gauges(summary, staged / GAUGES)
+    write_gauges(summary, settings.monitor_dir / "latest.prom")
+    _publish(staged, out)
+    return summary
+
+
+def _rows(settings: Settings, since: datetime, until: datetime) -> "pd.DataFrame":
+    log = PredictionLog(settings.database_url.get_secret_value())
+    try:
+        return log.window(since, until)
+    finally:
+        log.close()
+
+
+def _blank(
+    bundle: Bundle,
+    window: "pd.DataFrame",
+    since: datetime,
+    until: datetime,
+    params: MonitorParams,
+    num_others: int,
+) -> MonitorSummary:
+    """What can be said of a window of any size."""
+    return MonitorSummary(
+        version=bundle.version,
+        since=since,
+        until=until,
+        window_size=len(window),
+        num_other_versions=num_others,
+        reference_size=len(bundle.reference()),
+        drift=None,
+        reason=f"{len(window)} predictions in the window; {params.min_window} are needed (monitor.min_window)",
+        limit_share=params.drift_share,
+        performance=performance(window, params.min_outcomes, params.seed),
+        seconds=0.0,
+    )
+
+
+def _compared(
+    blank: MonitorSummary,
+    bundle: Bundle,
+    window: "pd.DataFrame",
+    params: MonitorParams,
+    settings: Settings,
+    staged: Path,
+) -> MonitorSummary:
+    # Evidently takes seconds to import, and a window that is too small does not need it.
+    from willis.monitoring.drift import DriftTest, compare, save
+
+    test = DriftTest(params.num_resamples, params.quantile, params.min_values, params.seed)
+    result = compare(bundle.reference(), window.reset_index(drop=True), test)
+    name = f"{bundle.version} {blank.since.isoformat()} {blank.until.isoformat()}"
+    snapshot = save(result, staged / HTML, settings.monitor_dir / "workspace", name)
+    share, chance = result.share(), result.chance
+    drift = share >= params.drift_share and share > chance
+    return blank.model_copy(
+        update={
+            "drift": drift,
+            "reason": _reason(share, chance, params.drift_share),
+            "share": share,
+            "chance_share": chance,
+            "groups": _groups(result.columns),
+            "columns": result.columns,
+            "report_html": HTML,
+            "snapshot": snapshot,
+        }
+    )
+
+
+def _reason(share: float, chance: float, limit: float) -> str:
+    text = f"{share:.0%} of the columns ring"
+    if share < limit:
+        return f"{text}; drift is called from {limit:.0%} on (monitor.drift_share)"
+    if share <= chance:
+        return f"{text}; chance alone reaches {chance:.0%} in windows of this size"
+    return f"{text}, {limit:.0%} or more, and chance alone reaches {chance:.0%}"
+
+
+def _groups(columns: Iterable[ColumnDrift]) -> tuple[GroupDrift, ...]:
+    compared = [column for column in columns if column.rings is not None]
+    members = {group: [c for c in compared if c.group == group] for group in GROUPS}
+    return tuple(
+        GroupDrift(group=group, num_columns=len(found), num_ringing=sum(bool(c.rings) for c in found))
+        for group, found in members.items()
+        if found
+    )
+
+
+def _fresh(out: Path) -> Path:
+    staged = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    return staged
+
+
+def _publish(staged: Path, out: Path) -> None:
+    shutil.rmtree(out, ignore_errors=True)
+    staged.replace(out)
