@@ -1,8 +1,12 @@
 """The last window as Prometheus gauges, in the text format that node_exporter's textfile collector reads."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from willis.monitoring.results import MonitorSummary
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry, Gauge
 
 UNKNOWN = float("nan")
 
@@ -23,7 +27,7 @@ def write_gauges(summary: MonitorSummary, path: Path) -> None:
     write_to_textfile(str(path), registry)
 
 
-def _window(summary: MonitorSummary, registry: object) -> None:
+def _window(summary: MonitorSummary, registry: "CollectorRegistry") -> None:
     drift = UNKNOWN if summary.drift is None else float(summary.drift)
     for name, meaning, value in (
         ("willis_drift", "1 if the last window drifted, 0 if not, NaN if it was too small", drift),
@@ -36,11 +40,10 @@ def _window(summary: MonitorSummary, registry: object) -> None:
         _gauge(registry, name, meaning).labels(summary.version).set(UNKNOWN if value is None else value)
 
 
-def _columns(summary: MonitorSummary, registry: object) -> None:
-    drift = _gauge(
-        registry, "willis_column_drift", "Statistic over threshold; above 1 rings", "column", "group"
-    )
-    missing = _gauge(registry, "willis_column_missing_share", "Share of missing values", "column", "group")
+def _columns(summary: MonitorSummary, registry: "CollectorRegistry") -> None:
+    kind = ("column", "group")
+    drift = _gauge(registry, "willis_column_drift", "Statistic over threshold; above 1 rings", *kind)
+    missing = _gauge(registry, "willis_column_missing_share", "Share of missing values", *kind)
     for column in summary.columns:
         labels = (summary.version, column.name, column.group)
         missing.labels(*labels).set(column.missing_window)
@@ -48,7 +51,7 @@ def _columns(summary: MonitorSummary, registry: object) -> None:
             drift.labels(*labels).set(column.statistic / column.threshold)
 
 
-def _outcomes(summary: MonitorSummary, registry: object) -> None:
+def _outcomes(summary: MonitorSummary, registry: "CollectorRegistry") -> None:
     found = summary.performance
     for name, meaning, value in (
         ("willis_outcomes", "Outcomes known for the last window", found.num_outcomes),
@@ -60,7 +63,7 @@ def _outcomes(summary: MonitorSummary, registry: object) -> None:
         _gauge(registry, name, meaning).labels(summary.version).set(UNKNOWN if value is None else value)
 
 
-def _gauge(registry: object, name: str, meaning: str, *labels: str):  # type: ignore[no-untyped-def]
+def _gauge(registry: "CollectorRegistry", name: str, meaning: str, *labels: str) -> "Gauge":
     from prometheus_client import Gauge
 
     return Gauge(name, meaning, ["version", *labels], registry=registry)

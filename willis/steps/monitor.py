@@ -98,7 +98,7 @@ def _blank(
         num_other_versions=num_others,
         reference_size=len(bundle.reference()),
         drift=None,
-        reason=f"{len(window)} predictions in the window; {params.min_window} are needed (monitor.min_window)",
+        reason=f"{len(window)} predictions in the window; monitor.min_window is {params.min_window}",
         limit_share=params.drift_share,
         performance=performance(window, params.min_outcomes, params.seed),
         seconds=0.0,
