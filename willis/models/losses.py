@@ -1,0 +1,159 @@
+"""The training loss and its three terms (docs/method.md, eq. 9 to 12), on the batch of all ranks together.
+
+`join_ranks` gathers outputs over all ranks differentiably, so that every rank computes the loss of the
+whole batch, with every rank's rows as negatives. Its backward adds what all ranks ask of a row; data-parallel
+averaging of gradients then gives exactly what one process would get on the joined batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity, cross_entropy, normalize
+
+from willis.models.fusion import Pair
+
+GATHERED = [field.name for field in fields(Pair) if field.name != "scale"]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the loss needs of a batch: predictions, the pair to align, targets and who counts.
+
+    Attributes:
+        logit: of a poor outcome.
+        outcome: 1 poor, 0 good, NaN not known (the row is left out of the outcome loss).
+        weight: 0 for a row that only fills the batch.
+        paired: image and text are both present; other rows are masked out of both alignment losses.
+        pair: None for a fusion without alignment.
+    """
+
+    logit: Float[Tensor, " B"]
+    outcome: Float[Tensor, " B"]
+    weight: Float[Tensor, " B"]
+    paired: Bool[Tensor, " B"]
+    pair: Pair | None
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The terms, unweighted, and their weighted sum."""
+
+    total: Float[Tensor, ""]
+    outcome: Float[Tensor, ""]
+    contrast: Float[Tensor, ""]
+    align: Float[Tensor, ""]
+
+
+class _GatherRows(torch.autograd.Function):
+    """All ranks' rows, in rank order; backward adds up what every rank asks of this rank's rows."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, local: Tensor) -> Tensor:
+        gathered = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, local.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grad_outputs: Tensor) -> Tensor:
+        gradient = grad_outputs[0].contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def gather_rows(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Gather (B, ...) tensors over all ranks in one message: each becomes (ranks x B, ...).
+
+    Ranks must bring equally many rows. In a single process the tensors come back as they are.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return list(tensors)
+    flat = torch.cat([tensor.reshape(len(tensor), -1).float() for tensor in tensors], dim=1)
+    joined = _GatherRows.apply(flat)  # type: ignore[no-untyped-call]
+    widths = [tensor[0].numel() for tensor in tensors]
+    parts = joined.split(widths, dim=1)
+    return [
+        part.reshape(len(joined), *tensor.shape[1:]).to(tensor.dtype)
+        for part, tensor in zip(parts, tensors, strict=True)
+    ]
+
+
+def join_ranks(scored: Scored) -> Scored:
+    """The batch of all ranks together; the same on every rank."""
+    pair = [] if scored.pair is None else [getattr(scored.pair, name) for name in GATHERED]
+    logit, outcome, weight, paired, *rest = gather_rows(
+        [scored.logit, scored.outcome, scored.weight, scored.paired, *pair]
+    )
+    if scored.pair is None:
+        return Scored(logit, outcome, weight, paired, None)
+    joined = replace(scored.pair, **dict(zip(GATHERED, rest, strict=True)))
+    return Scored(logit, outcome, weight, paired, joined)
+
+
+def outcome_loss(
+    logit: Float[Tensor, " B"], outcome: Float[Tensor, " B"], weight: Float[Tensor, " B"]
+) -> Float[Tensor, ""]:
+    """Cross-entropy over rows with a known outcome; 0, still attached, when there are none."""
+    known = ~outcome.isnan()
+    counted = weight * known
+    each = binary_cross_entropy_with_logits(logit, torch.where(known, outcome, 0.0), reduction="none")
+    return (each * counted).sum() / counted.sum().clamp(min=1e-9)
+
+
+def contrast_loss(
+    image: Float[Tensor, "B R"], text: Float[Tensor, "B R"], valid: Bool[Tensor, " B"], scale: Tensor
+) -> Float[Tensor, ""]:
+    """Symmetrical contrast of images and reports; rows that are not valid are neither asked nor negatives.
+
+    Args:
+        image: z_v of any length; R contrast width.
+        text: z_t.
+        valid: both modalities present.
+        scale: 1 / tau.
+
+    Returns:
+        Mean over valid rows of 1/2 [CE(S, I) + CE(S^T, I)]; 0, still attached, for fewer than two rows.
+    """
+    similarity = scale * normalize(image, dim=-1) @ normalize(text, dim=-1).T
+    own = torch.eye(len(image), dtype=torch.bool, device=image.device)
+    similarity = similarity.masked_fill(~(valid[None, :] & valid[:, None]) & ~own, -torch.inf)
+    target = torch.arange(len(image), device=image.device)
+    each = 0.5 * (
+        cross_entropy(similarity, target, reduction="none")
+        + cross_entropy(similarity.T, target, reduction="none")
+    )
+    return (each * valid).sum() / valid.sum().clamp(min=1)
+
+
+def align_loss(pair: Pair, valid: Bool[Tensor, " B"]) -> Float[Tensor, ""]:
+    """Dual semantic alignment; targets carry no gradient, or both tokens would drift to one point.
+
+    Returns:
+        Mean over valid rows of 1/2 (1 - cos(g_v(E_v), E_t)) + 1/2 (1 - cos(g_t(E_t), E_v)).
+    """
+    each = 0.5 * (1 - cosine_similarity(pair.text_from_image, pair.text_token.detach(), dim=-1)) + 0.5 * (
+        1 - cosine_similarity(pair.image_from_text, pair.image_token.detach(), dim=-1)
+    )
+    return (each * valid).sum() / valid.sum().clamp(min=1)
+
+
+def total_loss(scored: Scored, lambda_contrast: float, lambda_align: float) -> Losses:
+    """L = CE + lambda_con L_con + lambda_align L_align, over the rows given (see `join_ranks`).
+
+    Every term is always computed, a weight of 0 included: a skipped term would leave parameters without a
+    gradient, which stops data-parallel training.
+    """
+    outcome = outcome_loss(scored.logit.float(), scored.outcome, scored.weight)
+    zero = outcome.new_zeros(())
+    contrast, align = zero, zero
+    if scored.pair is not None:
+        valid = scored.paired & (scored.weight > 0)
+        contrast = contrast_loss(
+            scored.pair.image.float(), scored.pair.text.float(), valid, scored.pair.scale
+        )
+        align = align_loss(scored.pair, valid)
+    total = outcome + lambda_contrast * contrast + lambda_align * align
+    return Losses(total, outcome, contrast, align)

@@ -1,0 +1,271 @@
+"""The trimodal network, top to bottom: image, report and table of one patient to P(poor outcome).
+
+Axis letters: B cases, C sequences, X Y Z voxels (RAS+), P planes, F features, W shared width, R contrast
+width, M = 3 modalities in the order of `schema.MODALITIES` (image, text, table).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from willis.cohort.schema import MODALITIES, Sequence
+from willis.errors import ShapeError
+from willis.models.fusion import FUSIONS, FusionName, FusionShape, Pair
+from willis.models.losses import Scored
+from willis.models.table import FeatureColumn, FeatureEncoder
+from willis.models.text import TEXT_WIDTH
+from willis.models.vision import PlanesEncoder, VolumeEncoder
+
+IMAGE, TEXT, TABLE = range(3)
+
+
+class NetworkConfig(BaseModel):
+    """Everything that makes the network's parameters mean something; contract.json holds it.
+
+    Attributes:
+        shape: voxels of the canonical grid.
+        fact_columns: measured facts that join the image; empty when `image_facts` is off.
+        prevalence: share of poor outcomes in the training split, the answer when nothing is known.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sequences: tuple[Sequence, ...]
+    planes: tuple[str, ...] = ()
+    shape: tuple[int, int, int]
+    fact_columns: tuple[FeatureColumn, ...] = ()
+    table_columns: tuple[FeatureColumn, ...] = ()
+    text_encoder: str
+    text_width: int = TEXT_WIDTH
+    use_modalities: tuple[str, ...] = MODALITIES
+    fusion: FusionName = "vdafm_pooled"
+    width: int = Field(128, ge=16)
+    contrast_width: int = Field(64, ge=8)
+    fusion_layers: int = Field(1, ge=1)
+    fusion_heads: int = Field(8, ge=1)
+    dropout: float = Field(0.2, ge=0, le=1)
+    temperature: float = Field(0.07, gt=0)
+    prevalence: float = Field(0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width % self.fusion_heads:
+            raise ValueError(f"fusion_heads is {self.fusion_heads}; it must divide width ({self.width})")
+        return self
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Cases as tensors. Fields of an absent modality hold anything; `modality_present` decides.
+
+    Attributes:
+        volume: codes (uint8, decoded on the device) or decoded values (`willis.imaging.shards.decode`).
+        sequence_present: False where the sequence's template stands in.
+        planes: grey values, or None when the network has no planes.
+        facts: as `encode_rows(config.fact_columns, ...)` reads them; NaN where not known.
+        table: as `encode_rows(config.table_columns, ...)` reads them; NaN where not known.
+        text: sentence embedding of the report.
+        outcome: 1 poor, 0 good, NaN not known.
+        weight: 0 for a row that only fills the batch.
+    """
+
+    volume: UInt8[Tensor, "B C X Y Z"] | Float[Tensor, "B C X Y Z"] | None
+    sequence_present: Bool[Tensor, "B C"]
+    planes: UInt8[Tensor, "B P H W"] | None
+    planes_present: Bool[Tensor, " B"]
+    facts: Float[Tensor, "B Ff"]
+    table: Float[Tensor, "B Ft"]
+    text: Float[Tensor, "B T"]
+    modality_present: Bool[Tensor, "B 3"]
+    outcome: Float[Tensor, " B"]
+    weight: Float[Tensor, " B"]
+
+    def __len__(self) -> int:
+        return len(self.modality_present)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """Apply `change` to every tensor."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: change(value) for name, value in tensors.items() if value is not None})
+
+    def to(self, device: torch.device) -> "Batch":
+        """Copy to a device (without waiting, when memory is pinned)."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin(self) -> "Batch":
+        """Copy to page-locked memory."""
+        return self.map(lambda tensor: tensor.pin_memory())
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One vector per modality, before absent ones are replaced: x_v, x_t, x_c of shape (B, W)."""
+
+    image: Float[Tensor, "B W"]
+    text: Float[Tensor, "B W"]
+    table: Float[Tensor, "B W"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What the network says.
+
+    Attributes:
+        logit: of a poor outcome, P = sigmoid(logit) before calibration.
+        embedding: the fused vector just before the last layer.
+        pair: what the alignment losses compare; None for a fusion without alignment.
+    """
+
+    logit: Float[Tensor, " B"]
+    embedding: Float[Tensor, "B R"]
+    pair: Pair | None
+
+    def scored(self, batch: Batch, paired: Bool[Tensor, " B"]) -> Scored:
+        """Join with the targets of `batch`; `paired` marks rows whose image and text were both used."""
+        return Scored(self.logit, batch.outcome, batch.weight, paired, self.pair)
+
+
+class ImageEncoder(nn.Module):
+    """Volumes, planes and measured facts to x_v; all of them vanish together with the image."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.volume = VolumeEncoder(config.sequences, config.shape, width, config.dropout)
+        self.planes = PlanesEncoder(width, config.dropout) if config.planes else None
+        self.facts = (
+            FeatureEncoder(config.fact_columns, width, config.dropout) if config.fact_columns else None
+        )
+        parts = 1 + (self.planes is not None) + (self.facts is not None)
+        self.join = nn.Linear(parts * width, width)
+
+    def forward(self, batch: Batch) -> Float[Tensor, "B W"]:
+        """Encode the image side of a batch.
+
+        Raises:
+            ShapeError: the network reads volumes or planes and the batch has none.
+        """
+        if batch.volume is None or (self.planes is not None and batch.planes is None):
+            raise ShapeError(
+                "the batch has no volume or no planes; this network reads "
+                f"{self.volume.sequences}{' and planes' if self.planes is not None else ''} "
+                "(give zeros and mark the modality absent)"
+            )
+        parts = [self.volume(batch.volume, batch.sequence_present)]
+        if self.planes is not None:
+            parts.append(self.planes(batch.planes, batch.planes_present))
+        if self.facts is not None:
+            parts.append(self.facts(batch.facts))
+        joined: Tensor = self.join(torch.cat(parts, dim=-1))
+        return joined
+
+
+class Head(nn.Module):
+    """[x_c ; f ; presence bits] to the logit, by an MLP beside a linear road (docs/method.md, eq. 8)."""
+
+    def __init__(self, width_in: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(nn.Linear(width_in, width), nn.GELU())
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(width_in, 1)
+        self.logit = nn.Linear(width, 1)
+
+    def forward(self, joined: Float[Tensor, "B J"]) -> tuple[Float[Tensor, " B"], Float[Tensor, "B R"]]:
+        """Return the logit and the fused embedding."""
+        embedding = self.hidden(joined)
+        logit = self.logit(self.dropout(embedding)) + self.linear(joined)
+        return logit.squeeze(-1), embedding
+
+
+class TrimodalNetwork(nn.Module):
+    """Image, report and table to P(poor outcome); any of the three may be absent, row by row.
+
+    Encoders of modalities outside `use_modalities` are not built: every parameter that exists gets a
+    gradient on every step.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        used, width = config.use_modalities, config.width
+        self.image = ImageEncoder(config) if "image" in used else None
+        self.text = (
+            nn.Sequential(nn.LayerNorm(config.text_width), nn.Dropout(config.dropout),
+                          nn.Linear(config.text_width, width))
+            if "text" in used else None
+        )  # fmt: skip
+        self.table = FeatureEncoder(config.table_columns, width, config.dropout) if "table" in used else None
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in MODALITIES)
+        self.absent = nn.Parameter(torch.randn(len(MODALITIES), width) * 0.02)
+        self.fusion = FUSIONS[config.fusion](
+            FusionShape(width, config.contrast_width, config.fusion_layers, config.fusion_heads),
+            config.dropout,
+            config.temperature,
+        )
+        self.head = Head(width + config.contrast_width + len(MODALITIES), config.contrast_width,
+                         config.dropout)  # fmt: skip
+
+    def forward(self, batch: Batch) -> Output:
+        """Predict a batch that may mix all seven patterns of presence.
+
+        Raises:
+            ShapeError: the batch does not fit the configuration.
+        """
+        return self.fuse(self.encode(batch), batch.modality_present)
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Encode each modality once; `fuse` may then be asked with any presence (exact Shapley values)."""
+        nothing = self.absent.new_zeros(len(batch), self.config.width)
+        return Encoded(
+            image=nothing if self.image is None else self.image(batch),
+            text=nothing if self.text is None else self.text(batch.text),
+            table=nothing if self.table is None else self.table(batch.table),
+        )
+
+    def fuse(self, encoded: Encoded, modality_present: Bool[Tensor, "B 3"]) -> Output:
+        """Put learned vectors where a modality is absent, join, and ask the head.
+
+        Args:
+            encoded: of `encode`; rows of absent modalities are never looked at.
+            modality_present: columns image, text, table.
+        """
+        present = modality_present & self.used_modalities()
+        image, text, table = (
+            torch.where(present[:, m, None], norm(vector), self.absent[m])
+            for m, (norm, vector) in enumerate(
+                zip(self.norms, (encoded.image, encoded.text, encoded.table), strict=True)
+            )
+        )
+        fused = self.fusion(image, text)
+        joined = torch.cat([table, fused.vector, present.to(table.dtype)], dim=-1)
+        logit, embedding = self.head(joined)
+        return Output(logit=logit, embedding=embedding, pair=fused.pair)
+
+    def used_modalities(self) -> Bool[Tensor, " 3"]:
+        """Which of image, text, table this network was built for."""
+        return torch.tensor(
+            [name in self.config.use_modalities for name in MODALITIES], device=self.absent.device
+        )
+
+    def scored(self, batch: Batch, output: Output) -> Scored:
+        """What the loss needs; rows with image and text both used are the ones that get aligned."""
+        present = batch.modality_present & self.used_modalities()
+        return output.scored(batch, present[:, IMAGE] & present[:, TEXT])
+
+    def num_parameters(self) -> int:
+        """Trained numbers, the frozen text encoder not among them."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def without_outcome(batch: Batch) -> Batch:
+    """The batch as serving sees it: no targets, every row counts."""
+    return replace(
+        batch,
+        outcome=torch.full_like(batch.outcome, torch.nan),
+        weight=torch.ones_like(batch.weight),
+    )

@@ -1,0 +1,144 @@
+"""Named values into numbers, and numbers into one vector: the clinical table and the measured facts alike.
+
+A `FeatureColumn` says how one value is read and scaled. The scale is fitted on the training split and
+travels in the model's contract, so that serving reads a row exactly as training did.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from willis.errors import ShapeError
+
+CLIP_SD = 6.0
+"""Standardised values beyond this many standard deviations are held there: a wrong unit must not rule."""
+
+
+class FeatureColumn(BaseModel):
+    """How one named value becomes one standardised number.
+
+    Attributes:
+        name: column of the training table or field of a request.
+        level: for a category, the value that this column answers with 1; None for numbers and flags.
+        log: take log(1 + value) first (volumes and loads, which are log-normal).
+        mean: of the training split, after the logarithm.
+        sd: likewise; 1 where the training split has one value only.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    level: str | None = None
+    log: bool = False
+    mean: float = 0.0
+    sd: float = 1.0
+
+    def read(self, value: object) -> float:
+        """Return the number that stands for `value`, before standardising; NaN where it is not known."""
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return math.nan
+        if self.level is not None:
+            return float(str(value) == self.level)
+        number = float(value)  # type: ignore[arg-type]
+        return math.log1p(max(number, 0.0)) if self.log else number
+
+
+def encode_rows(
+    columns: tuple[FeatureColumn, ...], rows: Iterable[Mapping[str, Any]]
+) -> npt.NDArray[np.float32]:
+    """Read rows of named values.
+
+    Args:
+        columns: what to read, in order.
+        rows: one mapping per case; a missing key, None or NaN means not known.
+
+    Returns:
+        float32 (N, F), not standardised (the network does that); NaN where not known.
+    """
+    read = [[column.read(row.get(column.name)) for column in columns] for row in rows]
+    return np.asarray(read, dtype=np.float32).reshape(len(read), len(columns))
+
+
+def fit_columns(rows: list[dict[str, Any]], names: Iterable[str]) -> tuple[FeatureColumn, ...]:
+    """Choose and scale columns from the training split.
+
+    Args:
+        rows: the training split alone.
+        names: columns to use; text columns become one column per level, empty columns are left out.
+
+    Returns:
+        Columns in the order of `names`, levels sorted.
+    """
+    columns: list[FeatureColumn] = []
+    for name in names:
+        known = [row[name] for row in rows if not _unknown(row.get(name))]
+        is_text = any(isinstance(value, str) for value in known)
+        levels = [*sorted({str(value) for value in known})] if is_text else [None]
+        if known:
+            columns += [_fitted(FeatureColumn(name=name, level=level, log=_is_volume(name)), known)
+                        for level in levels]  # fmt: skip
+    return tuple(columns)
+
+
+def _unknown(value: object) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _is_volume(name: str) -> bool:
+    return name.endswith("_ml") or "load_" in name
+
+
+def _fitted(column: FeatureColumn, known: list[Any]) -> FeatureColumn:
+    if column.level is not None:
+        column = column.model_copy(update={"log": False})
+    numbers = np.array([column.read(value) for value in known], dtype=np.float64)
+    sd = float(numbers.std())
+    return column.model_copy(update={"mean": float(numbers.mean()), "sd": sd if sd > 1e-9 else 1.0})
+
+
+class FeatureEncoder(nn.Module):
+    """Standardise, mark what is missing, and embed: x = W [s; m] + MLP([s; m]).
+
+    s are the standardised values (0 where missing), m the missing marks, whose weights are the learned
+    missing embeddings. The linear road lets a small training split use what a logistic regression would.
+    """
+
+    mean: Tensor
+    sd: Tensor
+
+    def __init__(self, columns: tuple[FeatureColumn, ...], width: int, dropout: float) -> None:
+        super().__init__()
+        self.num_columns = len(columns)
+        self.register_buffer("mean", torch.tensor([c.mean for c in columns]), persistent=False)
+        self.register_buffer("sd", torch.tensor([c.sd for c in columns]), persistent=False)
+        self.linear = nn.Linear(2 * len(columns), width)
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * len(columns), width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, width)
+        )
+
+    def forward(self, values: Float[Tensor, "B F"]) -> Float[Tensor, "B W"]:
+        """Embed rows.
+
+        Args:
+            values: as `encode_rows` reads them; NaN where not known.
+
+        Raises:
+            ShapeError: the number of columns is not the one this encoder was fitted for.
+        """
+        if values.shape[-1] != self.num_columns:
+            raise ShapeError(
+                f"{values.shape[-1]} feature columns; the network was fitted for {self.num_columns} "
+                "(contract.json lists them)"
+            )
+        missing = values.isnan()
+        scaled = ((values - self.mean) / self.sd).clamp(-CLIP_SD, CLIP_SD)
+        marked = torch.cat([scaled.masked_fill(missing, 0.0), missing.to(values.dtype)], dim=-1)
+        embedded: Tensor = self.linear(marked) + self.mlp(marked)
+        return embedded
