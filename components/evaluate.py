@@ -23,4 +23,4 @@ def evaluate(
 
     section = parse_section(EvaluateParams, params, "pipeline: evaluate")
     folders = [Path(cohort), Path(studies.path), Path(features.path), Path(model.path), Path(evaluation.path)]
-    evaluation.metadata.update(auc=step(*folders, section).auc.value)
+    evaluation.metadata.update(auc=step(*folders, section).auc)

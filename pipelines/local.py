@@ -7,12 +7,15 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from kfp import compiler, components, local
 
+from pipelines.monitoring import graph as monitoring_graph
 from pipelines.training import graph
 from willis.errors import StepError
+from willis.monitoring.results import MonitorSummary
 from willis.params import Params
 from willis.provenance import GRAPH, cohort_digest, last_seconds, record_step
 
@@ -119,6 +122,32 @@ def run_training(
         )
         for step in GRAPH
     }
+
+
+def run_monitoring(since: datetime, until: datetime, params: Params, run: Path) -> MonitorSummary:
+    """Compile and run the monitoring pipeline over one window.
+
+    Args:
+        since: start of the window, with offset.
+        until: end of the window, with offset.
+        params: one section per step.
+        run: folder for the outputs and the log.
+
+    Raises:
+        StepError: the step failed; the message ends with the end of its log.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    package = run / "monitoring.yaml"
+    compiler.Compiler().compile(monitoring_graph(params, cluster=False), str(package))
+    pipeline = components.load_component_from_file(str(package))
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(run / "outputs"))
+    log = run / "pipeline.log"
+    try:
+        with log.open("a") as sink, contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+            task = pipeline(since=since.isoformat(), until=until.isoformat())
+    except RuntimeError as error:
+        raise StepError(f"monitor failed; the end of {log}:\n{_tail(log)}") from error
+    return MonitorSummary.model_validate_json((Path(task.outputs["drift"].path) / "monitor.json").read_text())
 
 
 def prune(run: Path, keep: dict[str, StepRun]) -> None:

@@ -6,7 +6,7 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kfp import compiler, dsl
 
@@ -15,16 +15,23 @@ from pipelines.training import on_cluster
 from willis.params import Params, load_params
 
 
+class Outputs(NamedTuple):
+    """What the pipeline leaves behind."""
+
+    drift: dsl.Artifact
+
+
 def graph(params: Params, *, cluster: bool = True) -> Callable[..., Any]:
     """Build the pipeline function; never cached, since outcomes arrive after their predictions."""
     section = params.monitor.model_dump(mode="json")
 
     @dsl.pipeline(name="willis-monitoring", description="Drift of one window. For research only.")
-    def monitoring(since: str, until: str) -> None:
+    def monitoring(since: str, until: str) -> Outputs:
         task = monitor(since=since, until=until, params=section)
         task.set_caching_options(enable_caching=False)
         if cluster:
             on_cluster(task)
+        return Outputs(drift=task.outputs["drift"])
 
     return monitoring
 

@@ -59,19 +59,19 @@ def _import_graph() -> Any:
 
 
 @cache
-def code_digests(step: str) -> dict[str, str]:
-    """Digest of every library module that a step can reach, imports inside functions included.
-
-    Args:
-        step: a name of `GRAPH`, or `deploy` or `monitor`.
+def module_digests(module: str) -> dict[str, str]:
+    """Digest of every library module that a module can reach, imports inside functions included.
 
     Returns:
         Module name -> first 12 hex digits of its source's sha256.
     """
-    graph = _import_graph()
-    start = f"willis.steps.{step}"
-    modules = graph.find_upstream_modules(start) | {start}
+    modules = _import_graph().find_upstream_modules(module) | {module}
     return {name: _source_digest(name) for name in sorted(modules)}
+
+
+def code_digests(step: str) -> dict[str, str]:
+    """Digests of the library code behind a step: a name of `GRAPH`, or `deploy` or `monitor`."""
+    return module_digests(f"willis.steps.{step}")
 
 
 def code_digest(step: str) -> str:

@@ -1,0 +1,1 @@
+"""What stands around the library: images, Kubernetes, Prometheus, and the services of one machine."""

@@ -1,0 +1,160 @@
+"""The stages of the demo in their order; each reads what earlier ones left on disk."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from infra.local.calls import stream_calls
+from infra.local.page import write_page
+from infra.local.ray_head import ray_head
+from infra.local.source import Source
+from infra.local.stages import done, key_of, remember, write_whole
+from infra.local.stream import StreamRun, send_stream
+from infra.local.summary import Summary, summarise
+from pipelines.local import StepRun, prune, run_monitoring, run_training
+from willis.errors import StepError
+from willis.monitoring.results import MonitorSummary
+from willis.provenance import GRAPH, code_digest, module_digests, why
+
+if TYPE_CHECKING:
+    from infra.local.demo import Journal
+
+
+@dataclass(frozen=True)
+class Circle:
+    """Everything that the stages left behind."""
+
+    source: Source
+    root: Path
+    steps: dict[str, StepRun]
+    streams: dict[str, StreamRun | None]
+    windows: dict[str, MonitorSummary | None]
+
+
+def run_circle(source: Source, root: Path, journal: "Journal") -> Summary:
+    """Walk the circle once and write summary.json and index.html.
+
+    Raises:
+        WillisError: a stage failed; what is finished stays, and the next run goes on from there.
+    """
+    with journal.stage("cohort") as cached:
+        cached(source.make())
+    with _ray_when_asked(root) as ray:
+        steps = _pipeline(source, root, journal, ray)
+        streams = _streams(source, root, steps, journal, ray)
+    windows = {name: _window(source, root, name, stream, journal) for name, stream in streams.items()}
+    circle = Circle(source, root, steps, streams, windows)
+    with journal.stage("page") as _:
+        page = write_page(circle, root / "index.html")
+    summary = summarise(circle, journal.stages, page)
+    write_whole(root / "summary.json", summary.model_dump_json(indent=2))
+    prune(root / "pipeline", steps)
+    return summary
+
+
+class _Ray:
+    """The node is started by the first stage that needs it, and not at all when everything is done."""
+
+    def __init__(self, root: Path, stack: ExitStack) -> None:
+        self._root, self._stack, self._up = root, stack, False
+
+    def ensure(self) -> None:
+        if self._up:
+            return
+        head = self._stack.enter_context(ray_head(self._root / "logs" / "ray.log"))
+        os.environ.update(
+            {"WILLIS_RAY_ADDRESS": head.address, "WILLIS_RAY_DASHBOARD_URL": head.dashboard_url}
+        )
+        from willis.settings import settings
+
+        settings.cache_clear()
+        self._up = True
+
+
+@contextmanager
+def _ray_when_asked(root: Path) -> Iterator[_Ray]:
+    with ExitStack() as stack:
+        yield _Ray(root, stack)
+
+
+def _pipeline(source: Source, root: Path, journal: "Journal", ray: _Ray) -> dict[str, StepRun]:
+    from infra.local.demo import console
+
+    run = root / "pipeline"
+    if not why("train", source.params, run, source.cohort).done:
+        with console.status("starting Ray ..."):
+            ray.ensure()
+    with console.status("pipeline ...") as status:
+        steps = run_training(
+            source.cohort, source.params, run, lambda step, state: status.update(f"{step}: {state} ...")
+        )
+    for name in GRAPH:
+        journal.add(name, steps[name].seconds, steps[name].cached)
+    return steps
+
+
+def _streams(
+    source: Source, root: Path, steps: dict[str, StepRun], journal: "Journal", ray: _Ray
+) -> dict[str, StreamRun | None]:
+    key = key_of(
+        steps["promote"].output.joinpath("promotion.json").read_text(),
+        source.params.deploy.model_dump(),
+        code_digest("deploy"),
+        module_digests("willis.casework"),
+    )
+    recorded = {name: done(_record(root, name), key, StreamRun) for name in source.streams}
+    if all(recorded[name] or make is None for name, make in source.streams.items()):
+        for name in ("deploy", *(f"stream {stream}" for stream in source.streams)):
+            journal.add(name, 0.0, True)
+        return recorded
+    ray.ensure()
+    with journal.stage("deploy"):
+        url = _deploy(source, steps["promote"].output)
+    return {name: _stream(source, root, name, key, url, steps, journal) for name in source.streams}
+
+
+def _stream(
+    source: Source, root: Path, name: str, key: str, url: str, steps: dict[str, StepRun], journal: "Journal"
+) -> StreamRun | None:
+    make = source.streams[name]
+    if make is None:
+        return None
+    with journal.stage(f"stream {name}"):
+        stream = send_stream(url, stream_calls(make(), source.params.ingest, steps["ingest"].output))
+    if not stream.num_predictions:
+        raise StepError(
+            f"none of the stream's requests was answered; the first problem: {stream.failures[0]}"
+        )
+    remember(_record(root, name), key, stream)
+    return stream
+
+
+def _record(root: Path, name: str) -> Path:
+    return root / "streams" / f"{name}.json"
+
+
+def _deploy(source: Source, promotion: Path) -> str:
+    from willis.settings import settings
+    from willis.steps.deploy import deploy
+
+    params = source.params
+    return deploy(promotion, params.deploy, settings(), params.ingest, params.report).url
+
+
+def _window(
+    source: Source, root: Path, name: str, stream: StreamRun | None, journal: "Journal"
+) -> MonitorSummary | None:
+    if stream is None:
+        return None
+    key = key_of(stream.model_dump(mode="json"), source.params.monitor.model_dump(), code_digest("monitor"))
+    record = root / "windows" / f"{name}.json"
+    with journal.stage(f"monitor {name}") as cached:
+        found = done(record, key, MonitorSummary)
+        cached(found is not None)
+        if found is None:
+            found = run_monitoring(stream.since, stream.until, source.params, root / "monitor" / name)
+            remember(record, key, found)
+    return found
