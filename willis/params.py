@@ -86,7 +86,10 @@ class ReportParams(Section):
     writer: Literal["facts", "llm", "none"] = "facts"
     model: str = "measured-facts"
     temperature: float = Field(0.0, ge=0, le=2)
-    max_words: Whole = Field(60, ge=10)
+    max_words: Whole = Field(60, ge=10, le=60, description="of the impression")
+    max_attempts: Whole = Field(2, ge=1, le=5, description="a contradicting report is written again")
+    concurrency: Whole = Field(8, ge=1, description="reports in flight at once")
+    turnaround_minutes: float = Field(30, gt=0, description="from scan to report: the report's event time")
 
 
 class FeaturizeParams(Section):
@@ -94,6 +97,9 @@ class FeaturizeParams(Section):
 
     ttl_days: Whole = Field(30, ge=1)
     table_columns: tuple[str, ...] = Field((), description="clinical columns; empty means all of the schema")
+    decision_minutes: float = Field(
+        60, gt=0, description="from scan to the time at which features are joined"
+    )
 
 
 class TrainParams(Section):
@@ -147,7 +153,8 @@ class PromoteParams(Section):
     alias: str = "champion"
     min_auc: Share = 0.55
     max_ece: Share = 0.25
-    max_auc_loss: Share = 0.02
+    max_auc_loss: Share = Field(0.02, description="against the champion, on the same test patients")
+    min_compared: Whole = Field(30, ge=10, description="test patients whom neither model has learned from")
     num_reference: Whole = Field(400, ge=20)
 
 
