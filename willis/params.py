@@ -70,11 +70,14 @@ class IngestParams(Section):
     shape: tuple[Whole, Whole, Whole] = (88, 104, 40)
     adc_below_mm2_s: float = Field(620e-6, gt=0)
     min_lesion_ml: float = Field(0.05, ge=0)
-    min_registration_quality: Share = 0.5
+    min_registration_quality: Share = 0.8
     max_volume_mb: float = Field(512, gt=0, description="a file that unpacks to more is refused")
     studies_per_shard: Whole = Field(256, ge=1)
     splits: SplitShares = SplitShares()
     outcome_column: Literal["mrs_90d", "mrs"] = "mrs_90d"
+    require_outcome: bool = Field(
+        True, description="refuse a cohort that cannot be learnt from; false to prepare studies alone"
+    )
     columns: dict[str, str] = Field(default_factory=dict, description="source column -> Willis column")
     ignored_columns: tuple[str, ...] = ()
     num_workers: Whole = Field(0, ge=0)

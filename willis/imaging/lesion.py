@@ -110,7 +110,7 @@ def find_infarct(dwi: Volume, adc: Float32, brain: Bool, adc_below_mm2_s: float)
         dwi: the diffusion-weighted volume.
         adc: same grid, mm^2/s.
         brain: same grid.
-        adc_below_mm2_s: the threshold, 620e-6 for the ischemic core (Purushotham et al., Int J Stroke 10:348, 2015).
+        adc_below_mm2_s: the threshold; 620e-6 is the ischemic core (Purushotham, Int J Stroke 10:348, 2015).
 
     Returns:
         (X, Y, Z) mask, before small components are removed.
