@@ -1,0 +1,107 @@
+"""KFP, DVC and the library agree on which step reads which."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kfp import compiler
+from ruamel.yaml import YAML
+
+from pipelines import monitoring, training
+from willis.params import Params, load_params
+from willis.provenance import GRAPH
+
+DVC_FOLDERS = {"features": "featurize"}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    path = tmp_path_factory.mktemp("kfp") / "training.yaml"
+    graph = training.graph(Params(), with_deploy=True, num_gpus=2)
+    compiler.Compiler().compile(graph, str(path))
+    documents: list[dict[str, Any]] = list(YAML(typ="safe").load_all(path))
+    return {"spec": documents[0], "platform": documents[1]}
+
+
+def _kfp_edges(spec: dict[str, Any]) -> dict[str, set[str]]:
+    edges = {}
+    for name, task in spec["root"]["dag"]["tasks"].items():
+        artifacts = task.get("inputs", {}).get("artifacts", {}).values()
+        edges[name] = {item["taskOutputArtifact"]["producerTask"] for item in artifacts}
+    return edges
+
+
+def test_the_pipeline_reads_what_the_library_says(compiled: dict[str, Any]) -> None:
+    edges = _kfp_edges(compiled["spec"])
+    assert edges.pop("deploy") == {"promote"}
+    assert edges == {step: set(read) for step, read in GRAPH.items()}
+
+
+def test_dvc_runs_the_same_graph(repository: Path) -> None:
+    stages = YAML(typ="safe").load(repository / "dvc.yaml")["stages"]
+    made = {path: stage for stage, spec in stages.items() for path in spec["outs"]} | {
+        "data/cohort": "version",
+        "data/version": "version",
+    }
+    edges = {stage: {made[dep] for dep in spec["deps"] if dep in made} for stage, spec in stages.items()}
+    expected = {step: set(read) for step, read in GRAPH.items() if step != "version"}
+    expected["evaluate"] |= {"version"}  # reads the cohort's truth, which KFP passes as a path
+    assert edges == expected
+
+
+def test_a_dvc_stage_is_named_after_its_params_section_and_command(repository: Path) -> None:
+    for stage, spec in YAML(typ="safe").load(repository / "dvc.yaml")["stages"].items():
+        assert spec["params"] == [stage]
+        assert spec["cmd"].split()[:2] == ["willis", stage]
+        assert stage in Params.model_fields
+
+
+def test_every_step_carries_its_params_and_code_in_the_cache_key(compiled: dict[str, Any]) -> None:
+    for name, task in compiled["spec"]["root"]["dag"]["tasks"].items():
+        if name != "deploy":
+            assert {"params", "code"} <= task["inputs"]["parameters"].keys()
+            assert task["cachingOptions"]["enableCache"] is True
+
+
+def test_deploy_never_comes_from_the_cache(compiled: dict[str, Any]) -> None:
+    options = compiled["spec"]["root"]["dag"]["tasks"]["deploy"]["cachingOptions"]
+    assert options.get("enableCache", False) is False
+
+
+def test_the_training_step_requests_the_gpus(compiled: dict[str, Any]) -> None:
+    executors = compiled["spec"]["deploymentSpec"]["executors"]
+    accelerator = executors["exec-train"]["container"]["resources"]["accelerator"]
+    assert (accelerator["resourceType"], accelerator["resourceCount"]) == ("nvidia.com/gpu", "2")
+    assert "accelerator" not in executors["exec-evaluate"]["container"]["resources"]
+
+
+def test_every_task_has_limits_and_retries(compiled: dict[str, Any]) -> None:
+    for name, task in compiled["spec"]["root"]["dag"]["tasks"].items():
+        container = compiled["spec"]["deploymentSpec"]["executors"][f"exec-{name}"]["container"]
+        assert container["resources"]["resourceCpuLimit"] == "4"
+        assert container["resources"]["resourceMemoryLimit"] == "16Gi"
+        assert task["retryPolicy"]["maxRetryCount"] == 2
+
+
+def test_every_task_takes_its_secrets_from_the_cluster(compiled: dict[str, Any]) -> None:
+    executors = compiled["platform"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    for name in compiled["spec"]["root"]["dag"]["tasks"]:
+        secret = executors[f"exec-{name}"]["secretAsEnv"][0]
+        variables = {item["envVar"] for item in secret["keyToEnv"]}
+        assert {"WILLIS_S3_SECRET_KEY", "WILLIS_DATABASE_URL"} <= variables
+
+
+def test_no_secret_stands_in_the_compiled_pipeline(compiled: dict[str, Any]) -> None:
+    assert "willis-demo-only" not in str(compiled)
+
+
+def test_the_monitoring_pipeline_compiles_and_is_never_cached(tmp_path: Path) -> None:
+    path = tmp_path / "monitoring.yaml"
+    compiler.Compiler().compile(monitoring.graph(Params()), str(path))
+    spec = next(iter(YAML(typ="safe").load_all(path)))
+    assert spec["root"]["dag"]["tasks"]["monitor"]["cachingOptions"].get("enableCache", False) is False
+
+
+def test_params_yaml_is_valid_and_has_a_section_per_step(repository: Path) -> None:
+    params = load_params(repository / "params.yaml")
+    assert set(GRAPH) | {"cohort", "deploy", "monitor"} == set(type(params).model_fields)
