@@ -261,12 +261,11 @@ def _recognise(path: Path, derived: bool) -> _Found | None:
     sequence = _sequence(parts[-1].lower(), entities, path.suffix == ".png")
     if sequence is None or (derived and sequence == "planes"):
         return None
-    space = entities.get("space", "")
     run = int(entities["run"]) if entities.get("run", "").isdigit() else 0
     description = entities.get("desc", "")
     order = _LESION_DESCRIPTIONS.index(description) if sequence == "lesion" else int("rec" not in entities)
     rank = (derived, order, -run, path.name)
-    return _Found(path, patient_id, session, sequence, "" if space in _OWN_GRID else space, rank)
+    return _Found(path, patient_id, session, sequence, space_of(path), rank)
 
 
 def _stem(name: str) -> str | None:
@@ -357,6 +356,12 @@ def _study(study_id: str, items: list[_Found], atlas: Path | None) -> StudyFiles
 def sidecar_of(volume: Path) -> Path:
     """Where BIDS keeps a volume's JSON, whether or not it exists."""
     return volume.with_name(f"{_stem(volume.name)}.json")
+
+
+def space_of(volume: Path) -> str:
+    """The space that a file's name gives it; empty for the scanner's own grid."""
+    named = re.search(r"_space-([A-Za-z0-9]+)_", volume.name)
+    return "" if named is None or named[1] in _OWN_GRID else named[1]
 
 
 def _description(root: Path) -> tuple[str, str]:

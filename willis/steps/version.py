@@ -110,14 +110,14 @@ def forget_patient(cohort: Path, patient_id: str, params: VersionParams, setting
     from willis.cohort.intake import erase_patient
     from willis.stores.versions import purge_patient, push_version
 
-    num_files, num_rows = erase_patient(cohort, patient_id)
+    erased = erase_patient(cohort, patient_id)
     pushed = push_version(cohort, params.timeout_s, settings)
-    purged = purge_patient(cohort, patient_id, params.timeout_s, settings)
+    purged = purge_patient(cohort, patient_id, erased.md5, params.timeout_s, settings)
     revision, dirty = code_revision()
     return Erasure(
         patient_id=patient_id,
-        num_files=num_files,
-        num_rows=num_rows,
+        num_files=erased.num_files,
+        num_rows=erased.num_rows,
         num_cached_objects=purged.num_local,
         num_remote_objects=purged.num_remote,
         num_versions_dropped=purged.num_versions,
