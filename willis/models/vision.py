@@ -153,10 +153,10 @@ class VolumeEncoder(nn.Module):
         """Decode, blank absent sequences and pad to whole patches, one study at a time to stay in cache."""
         values = volume.new_zeros((*volume.shape[:2], *self.stem.padded), dtype=torch.float32)
         x, y, z = volume.shape[2:]
-        for into, study, present in zip(values, volume, sequence_present, strict=True):
-            known = study if study.is_floating_point() else decode(study, self.sequences)
-            into[:, :x, :y, :z] = known
-            into[~present] = 0.0
+        for n in range(len(volume)):  # by index: views from iterating would refuse a gradient (saliency)
+            known = volume[n] if volume.is_floating_point() else decode(volume[n], self.sequences)
+            values[n, :, :x, :y, :z] = known
+            values[n, ~sequence_present[n]] = 0.0
         return values
 
 
