@@ -120,6 +120,8 @@ class TrainParams(Section):
     sequence_dropout: Share = 0.1
     mixup_alpha: float = Field(0.0, ge=0)
     patience: Whole = Field(6, ge=1)
+    stop_on: Literal["auc", "loss"] = "loss"
+    use_unlabelled: bool = Field(True, description="patients without an outcome join the alignment losses")
     fusion: Literal["concat", "vdafm_pooled"] = "vdafm_pooled"
     width: Whole = Field(128, ge=16)
     contrast_width: Whole = Field(64, ge=8)

@@ -42,7 +42,7 @@ class FeatureColumn(BaseModel):
 
     def read(self, value: object) -> float:
         """Return the number that stands for `value`, before standardising; NaN where it is not known."""
-        if value is None or (isinstance(value, float) and math.isnan(value)):
+        if _unknown(value):
             return math.nan
         if self.level is not None:
             return float(str(value) == self.level)
@@ -88,7 +88,7 @@ def fit_columns(rows: list[dict[str, Any]], names: Iterable[str]) -> tuple[Featu
 
 
 def _unknown(value: object) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
+    return value is None or bool(value != value)  # NaN of any kind is the one value unlike itself
 
 
 def _is_volume(name: str) -> bool:

@@ -1,0 +1,304 @@
+"""The training loop in plain torch: the same code in a bare process and on every rank of a cluster.
+
+With several ranks a process group must exist before `fit` is called; who made it does not matter.
+"""
+
+import ctypes
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from willis.errors import CohortError, StepError
+from willis.models.losses import Losses, join_ranks, total_loss
+from willis.models.network import Batch, NetworkConfig, Output, TrimodalNetwork
+from willis.params import TrainParams
+from willis.training.checkpoints import Checkpoints, TrainState
+from willis.training.dataset import (
+    Cases,
+    Rows,
+    Share,
+    ahead,
+    collate,
+    epoch_order,
+    num_steps,
+    shares,
+    with_dropout,
+)
+from willis.training.metrics import EpochRecord
+from willis.training.optimizer import learning_rate, make_optimizer
+from willis.training.validation import is_better, validation_metrics
+
+TEMPLATE_STUDIES = 24
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train together."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Progress: `step` of `steps` in all epochs are done; `record` stands at the end of an epoch."""
+
+    epoch: int
+    step: int
+    steps: int
+    record: EpochRecord | None = None
+
+
+OnTick = Callable[[Tick], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run: data, network, parameters, where checkpoints go."""
+
+    cases: Cases
+    config: NetworkConfig
+    params: TrainParams
+    checkpoints: Checkpoints
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimisation step leaves behind; numbers are of the whole batch over all ranks."""
+
+    losses: tuple[float, float, float, float]
+    gradient_norm: float
+    num_patients: float
+    waited_s: float
+
+
+def fit(job: Job, world: World, on_tick: OnTick = lambda tick: None) -> TrainState:
+    """Train to the last epoch or until validation stops improving, from a checkpoint if one is there.
+
+    Args:
+        job: the same on every rank.
+        world: this rank.
+        on_tick: called after every step and epoch.
+
+    Returns:
+        The last state; `best` holds the parameters to use.
+
+    Raises:
+        CohortError: nobody in training or validation has an outcome.
+        StepError: the loss is no longer finite; names the batch.
+    """
+    _check_splits(job.cases)
+    reuse_freed_memory()
+    run = _Run(job, world, on_tick)
+    state = run.resume()
+    while not state.finished:
+        state = run.epoch(state)
+        if world.rank == 0 and (state.finished or state.next_epoch % job.params.checkpoint_every == 0):
+            job.checkpoints.save(state)
+    return state
+
+
+class _Run:
+    """Network, optimiser and rows of one run on one rank."""
+
+    def __init__(self, job: Job, world: World, on_tick: OnTick) -> None:
+        self.job, self.world, self.on_tick = job, world, on_tick
+        labelled_only = not job.params.use_unlabelled
+        self.rows = job.cases.rows("train", labelled_only=labelled_only)
+        self.validation = job.cases.rows("validation", labelled_only=True)
+        torch.manual_seed(job.params.seed)
+        self.network = TrimodalNetwork(job.config)
+        start_templates(self.network, job.cases, self.rows)
+        self.network.to(world.device)
+        self.model: nn.Module = self.network
+        if world.size > 1:
+            self.model = nn.parallel.DistributedDataParallel(
+                self.network, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        self.optimizer = make_optimizer(self.network, job.params)
+        self.steps_per_epoch = num_steps(len(self.rows), job.params.batch_size)
+
+    def resume(self) -> TrainState:
+        """The newest whole checkpoint, or the start."""
+        state = self.job.checkpoints.newest()
+        if state is None:
+            weights = _copied(self.network)
+            return TrainState(weights, {}, weights, best_epoch=-1, history=(), finished=False)
+        self.network.load_state_dict(state.network)
+        if state.optimizer:
+            self.optimizer.load_state_dict(state.optimizer)
+        return state
+
+    def epoch(self, before: TrainState) -> TrainState:
+        """Train one epoch, validate, and say whether it was the best and the last."""
+        number, params = before.next_epoch, self.job.params
+        torch.manual_seed(_seed(params.seed, number, self.world.rank))
+        started = time.perf_counter()
+        results = [self.step(number, at, share, batch, waited)
+                   for at, (share, batch, waited) in enumerate(self.batches(number))]  # fmt: skip
+        seconds = time.perf_counter() - started
+        record = self.record(number, results, seconds)
+        history = (*before.history, record)
+        improved = before.best_epoch < 0 or is_better(record, history[before.best_epoch], params.stop_on)
+        best_epoch = number if improved else before.best_epoch
+        weights = _copied(self.network)
+        finished = number + 1 == params.epochs or number - best_epoch >= params.patience
+        self.on_tick(Tick(number, (number + 1) * self.steps_per_epoch,
+                          params.epochs * self.steps_per_epoch, record))  # fmt: skip
+        return TrainState(
+            network=weights,
+            optimizer=self.optimizer.state_dict(),
+            best=weights if improved else before.best,
+            best_epoch=best_epoch,
+            history=history,
+            finished=finished,
+        )
+
+    def batches(self, epoch: int) -> Iterator[tuple[Share, Batch, float]]:
+        """This rank's batches of one epoch, and how long each was waited for."""
+        order = epoch_order(self.rows, self.job.params.seed, epoch)
+        todo = shares(order, self.job.params.batch_size, self.world.rank, self.world.size)
+        coming = ahead((share, self._made(share, epoch)) for share in todo)
+        while True:
+            asked = time.perf_counter()
+            item = next(coming, None)
+            if item is None:
+                return
+            yield *item, time.perf_counter() - asked
+
+    def _made(self, share: Share, epoch: int) -> Batch:
+        batch = with_dropout(collate(self.job.cases, share, self.job.config), share, self.job.params, epoch)
+        return batch.pin() if self.job.params.use_gpu else batch
+
+    def step(self, epoch: int, at: int, share: Share, batch: Batch, waited: float) -> StepResult:
+        """One optimisation step."""
+        params = self.job.params
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(params, epoch * self.steps_per_epoch + at,
+                                        params.epochs * self.steps_per_epoch)  # fmt: skip
+        batch = batch.to(self.world.device)
+        losses = self.losses(batch, epoch)
+        if not bool(torch.isfinite(losses.total)):
+            raise StepError(_not_finite(epoch, at, share, losses))
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), params.clip_norm)
+        self.optimizer.step()
+        self.on_tick(Tick(epoch, epoch * self.steps_per_epoch + at + 1, params.epochs * self.steps_per_epoch))
+        terms = (losses.total, losses.outcome, losses.contrast, losses.align)
+        return StepResult(
+            losses=tuple(float(term.detach()) for term in terms),  # type: ignore[arg-type]
+            gradient_norm=float(norm),
+            num_patients=float(share.weight.sum()),
+            waited_s=waited,
+        )
+
+    def losses(self, batch: Batch, epoch: int) -> Losses:
+        """Loss of the joined batch of all ranks."""
+        params = self.job.params
+        with self.precision():
+            output: Output = self.model(batch)
+            scored = join_ranks(self.network.scored(batch, output))
+        decay = params.lambda_contrast_decay**epoch
+        return total_loss(scored, params.lambda_contrast * decay, params.lambda_align)
+
+    def precision(self) -> torch.autocast | nullcontext[None]:
+        """bfloat16 where asked for; the losses are always float32."""
+        if self.job.params.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.world.device.type, dtype=torch.bfloat16)
+
+    def record(self, epoch: int, results: list[StepResult], seconds: float) -> EpochRecord:
+        """Sum up one epoch and validate."""
+        means = np.mean([result.losses for result in results], axis=0)
+        checked = self.validated()
+        return EpochRecord(
+            epoch=epoch,
+            loss=means[0],
+            outcome_loss=means[1],
+            contrast_loss=means[2],
+            align_loss=means[3],
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            gradient_norm=float(np.mean([result.gradient_norm for result in results])),
+            num_patients=len(self.rows),
+            seconds=seconds,
+            data_wait_share=sum(result.waited_s for result in results) / seconds,
+            **checked,
+        )
+
+    @torch.no_grad()
+    def validated(self) -> dict[str, float | None]:
+        """Validation metrics over all ranks; every patient counts once, as it is (nothing dropped)."""
+        self.network.eval()
+        parts: list[list[Tensor]] = []
+        size = self.job.params.batch_size
+        for share in shares(self.validation, size, self.world.rank, self.world.size):
+            batch = collate(self.job.cases, share, self.job.config).to(self.world.device)
+            with self.precision():
+                scored = join_ranks(self.network.scored(batch, self.network(batch)))
+            pair = scored.pair
+            tokens = [] if pair is None else [scored.paired, pair.image_token, pair.text_token, pair.scale]
+            parts.append([scored.logit, scored.outcome, scored.weight, *tokens])
+        self.network.train()
+        return validation_metrics(parts)
+
+
+@torch.no_grad()
+def start_templates(network: TrimodalNetwork, cases: Cases, rows: Rows) -> None:
+    """Start every sequence's template at the mean of training volumes that have the sequence."""
+    if network.image is None:
+        return
+    encoder = network.image.volume
+    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), TEMPLATE_STUDIES)).astype(int)]
+    total, count = torch.zeros_like(encoder.stem.template), torch.zeros(len(encoder.sequences))
+    for row in rows:
+        present = torch.from_numpy(cases.arrays.sequence_present[row])
+        codes = torch.from_numpy(np.array(cases.arrays.volume(row)))
+        total += encoder.decoded(codes[None], present[None])[0]
+        count += present
+    encoder.stem.template.copy_(total / count.clamp(min=1)[:, None, None, None])
+
+
+def reuse_freed_memory() -> None:
+    """Let malloc keep what torch frees: fresh pages for every activation cost a fifth of a CPU step."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        mmap_threshold, trim_threshold = -3, -1
+        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(trim_threshold, (1 << 31) - 1)
+    except (OSError, AttributeError):
+        return  # another C library: only slower
+
+
+def _seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+def _copied(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+
+
+def _check_splits(cases: Cases) -> None:
+    for split in ("train", "validation"):
+        if not len(cases.rows(split, labelled_only=True)):
+            raise CohortError(
+                f"nobody in the {split} split has an outcome and a modality that is used "
+                f"({int((cases.split == split).sum())} patients in it); make the cohort larger or change "
+                "the shares (params.yaml: ingest.splits)"
+            )
+
+
+def _not_finite(epoch: int, at: int, share: Share, losses: Losses) -> str:
+    rows = ", ".join(str(row) for row in share.rows[share.weight > 0])
+    terms = f"outcome {float(losses.outcome):g}, contrast {float(losses.contrast):g}, "
+    return (
+        f"the loss is {float(losses.total):g} in epoch {epoch}, step {at} ({terms}"
+        f"alignment {float(losses.align):g}); the batch is rows {rows} of training_table.parquet: "
+        "look for infinite values there, or lower params.yaml: train.learning_rate"
+    )
