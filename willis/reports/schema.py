@@ -33,6 +33,9 @@ VOLUME_BANDS_ML: tuple[tuple[float, VolumeBand], ...] = (
 )  # fmt: skip
 """Upper edges; 70 ml is the usual limit of a large core."""
 
+NUMBER_FIELDS = ("num_lesions", "dwi_aspects", "midline_shift_mm", "fazekas")
+"""Fields of `Findings` that are numbers; the others are words."""
+
 MAX_FINDINGS_CHARACTERS = 900
 MAX_IMPRESSION_CHARACTERS = 480
 MAX_IMPRESSION_WORDS = 60

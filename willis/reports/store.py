@@ -109,6 +109,10 @@ class ReportStore:
                 f"cannot keep a report in {self.path}: {error}; free some space and run again"
             ) from error
 
+    def count(self) -> int:
+        """Return the number of attempts in the store."""
+        return int(self._connection.execute("SELECT COUNT(*) FROM attempts").fetchone()[0])
+
     def forget(self, patient_id: str) -> int:
         """Erase a patient's reports, except those that another patient's equal study shares.
 

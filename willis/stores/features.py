@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 PROJECT = "willis"
+SERVICE = "stroke_outcome"
 VIEWS = ("clinical", "imaging", "report")
 KEY_VERSION = 3
 REDIS_TIMEOUT_S = 5
