@@ -33,6 +33,7 @@ def prediction_row(prediction_id: str = "p-1", **changes: object) -> PredictionR
         "report_writer": "facts",
         "report_model": "measured-facts",
         "report_prompt_hash": "b" * 64,
+        "grounding_score": 0.9,
         "feature_times": {"clinical": "2026-05-01T08:00:00+00:00"},
         "latency_ms": 81.5,
     }

@@ -118,7 +118,6 @@ class TrainParams(Section):
     dropout: Share = 0.2
     modality_dropout: Share = 0.3
     sequence_dropout: Share = 0.1
-    mixup_alpha: float = Field(0.0, ge=0)
     patience: Whole = Field(6, ge=1)
     stop_on: Literal["auc", "loss"] = "loss"
     use_unlabelled: bool = Field(True, description="patients without an outcome join the alignment losses")
@@ -176,6 +175,7 @@ class DeployParams(Section):
     report_deadline_s: float = Field(10, gt=0)
     max_upload_mb: float = Field(256, gt=0, description="whole request body, in MiB")
     max_in_flight: Whole = Field(32, ge=1, description="predictions per replica; more are refused at once")
+    threads_per_replica: Whole = Field(4, ge=1, description="requests that a replica prepares at once")
     max_batch: Whole = Field(8, ge=1, description="cases that the model takes together")
     batch_wait_s: float = Field(0.002, ge=0, description="how long the model waits for company")
 

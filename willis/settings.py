@@ -40,6 +40,11 @@ class Settings(BaseSettings):
     object_store: str = Field(
         "build/objects", description="Where requests may refer to volumes: a folder or s3://bucket/prefix."
     )
+    atlas: Path | None = Field(
+        None,
+        description="Arterial atlas that the cohort of the bundle brought along (derivatives/atlas/*.nii.gz); "
+        "unset means Willis's own approximation.",
+    )
     s3_endpoint_url: str | None = Field(None, description="S3 endpoint; unset means AWS's own.")
     s3_access_key: SecretStr | None = Field(None, description="S3 access key; unset means boto3's own chain.")
     s3_secret_key: SecretStr | None = Field(None, description="S3 secret key.")

@@ -53,6 +53,7 @@ predictions = Table(
     Column("report_writer", String(32)),
     Column("report_model", String(256)),
     Column("report_prompt_hash", String(64)),
+    Column("grounding_score", Float),
     Column("feature_times", JSON, nullable=False),
     Column("embedding", LargeBinary, nullable=False),
     Column("answer", Text, nullable=False),

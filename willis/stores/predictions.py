@@ -64,6 +64,7 @@ class PredictionRow:
     report_writer: str | None = None
     report_model: str | None = None
     report_prompt_hash: str | None = None
+    grounding_score: float | None = None
     feature_times: Mapping[str, str] = field(default_factory=dict)
     latency_ms: float = 0.0
 
@@ -135,8 +136,9 @@ class PredictionLog:
         """Return the rows of [since, until) as the monitor wants them, oldest first.
 
         Columns: prediction_id, created_at (UTC), patient, bundle_version, site, scanner, has_image, has_text,
-        has_table, p, p_raw, prediction_set, latency_ms, the clinical columns by name, f_<fact>, r_<report
-        field>, a_<modality> (attribution), embedding_000..., mrs_90d and poor_outcome (NaN until known).
+        has_table, p, p_raw, prediction_set, latency_ms, grounding_score, the clinical columns by name,
+        f_<fact>, r_<report field>, a_<modality> (attribution), embedding_000..., mrs_90d and poor_outcome
+        (NaN until known).
 
         Raises:
             StoreError: the database does not answer.
@@ -358,6 +360,7 @@ def _flat_row(row: RowMapping) -> dict[str, Scalar | datetime]:
         "p_raw": row["probability_raw"],
         "prediction_set": ",".join(row["prediction_set"]),
         "latency_ms": row["latency_ms"],
+        "grounding_score": row["grounding_score"],
         "mrs_90d": float("nan") if mrs is None else float(mrs),
         "poor_outcome": float("nan") if mrs is None else float(mrs >= 3),
     }

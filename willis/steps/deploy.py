@@ -1,0 +1,192 @@
+"""The step `deploy`: put the champion's Serve config to Ray, and wait until that version answers."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy.engine import make_url
+
+from willis.errors import ParamsError, RayError, SettingsError
+from willis.params import DeployParams, IngestParams, ReportParams
+from willis.serve_dashboard import Application, Dashboard
+from willis.settings import Settings
+from willis.stores.registry import Registry
+
+if TYPE_CHECKING:
+    from willis.models.bundle import Bundle
+
+IMPORT_PATH = "serving.app:build"
+SECRETS = ("api_keys", "pseudonym_key", "report_api_key", "s3_access_key", "s3_secret_key")
+_LOCATIONS = ("registry", "object_store")
+_OF_THE_CALLER = ("ray_address", "ray_dashboard_url", "endpoint_url", "serve_bind", "dvc_remote", "data_dir")
+_POLL_S = 0.5
+
+
+class Deployment(BaseModel):
+    """What answers now, and where."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str
+    version: str
+    app_name: str
+    num_replicas: int
+    seconds: float
+
+
+def deploy(
+    promotion: Path | None,
+    params: DeployParams,
+    settings: Settings,
+    ingest: IngestParams,
+    report: ReportParams,
+) -> Deployment:
+    """Deploy the bundle behind the alias and wait until it answers.
+
+    A running application is replaced replica by replica; requests go on being answered by the old version
+    until the new one is up. Other applications of the cluster stay as they are.
+
+    Args:
+        promotion: output folder of `promote`, None outside a pipeline. It orders the steps: what is deployed
+            is what the alias points at, moved or not.
+        params: the section `deploy`.
+        settings: where Ray, registry, stores and database are.
+        ingest: how requests' volumes are prepared; must fit the bundle.
+        report: who writes reports that a caller does not send.
+
+    Raises:
+        InputError: the registry holds no such alias.
+        ParamsError: the bundle was trained on other sequences.
+        SettingsError: the endpoint would be open to other hosts without API keys.
+        RayError: Ray does not answer, the application does not come up, or another version answers; the
+            message ends with the replica's log.
+    """
+    started = time.monotonic()
+    if promotion is not None and not promotion.exists():
+        raise ParamsError(f"{promotion} does not exist; run `willis promote` first")
+    bundle = Registry.open(settings).fetch(params.alias)
+    _check_fit(bundle, ingest)
+    _check_open(settings)
+    dashboard = Dashboard(settings.ray_dashboard_url)
+    running = dashboard.state()
+    running.check_bind(settings.serve_bind, settings.endpoint_url)
+    config = application_config(bundle.version, params, settings, ingest, report)
+    before = running.applications.get(params.app_name)
+    host, _, port = settings.serve_bind.rpartition(":")
+    http = {"host": host, "port": int(port), "keep_alive_timeout_s": 90}
+    dashboard.put({"http_options": http, "applications": [*running.others(params.app_name), config]})
+    _wait_until_up(dashboard, before, bundle.version, params, settings.endpoint_url)
+    return Deployment(
+        url=settings.endpoint_url,
+        version=bundle.version,
+        app_name=params.app_name,
+        num_replicas=params.num_replicas,
+        seconds=round(time.monotonic() - started, 2),
+    )
+
+
+def application_config(
+    version: str, params: DeployParams, settings: Settings, ingest: IngestParams, report: ReportParams
+) -> dict[str, object]:
+    """Build the application's part of the Serve config (serving/serve.yaml shows one)."""
+    return {
+        "name": params.app_name,
+        "route_prefix": "/",
+        "import_path": IMPORT_PATH,
+        "runtime_env": {"env_vars": environment_of(settings)},
+        "args": {
+            "version": version,
+            "deploy": params.model_dump(mode="json"),
+            "ingest": ingest.model_dump(mode="json"),
+            "report": report.model_dump(mode="json"),
+            "secrets": list(secrets_of(settings)),
+        },
+    }
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """Return the replicas' environment: every setting that is no secret, folders as absolute paths."""
+    hidden = {*SECRETS, *secrets_of(settings), *_OF_THE_CALLER}
+    values = {
+        f"WILLIS_{name.upper()}": _portable(name, settings)
+        for name in type(settings).model_fields
+        if name not in hidden and getattr(settings, name) is not None
+    }
+    return values | {
+        "PROMETHEUS_MULTIPROC_DIR": str(settings.metrics_dir.resolve()),
+        "OMP_NUM_THREADS": "1",  # replicas share the cores; more threads each would only wait for one another
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def secrets_of(settings: Settings) -> tuple[str, ...]:
+    """Return the settings that were given here and must not be seen on Ray's dashboard.
+
+    They reach a replica by Ray's own environment or by files of WILLIS_SECRETS_DIR; it refuses to start
+    without them.
+    """
+    names = [name for name in SECRETS if name in settings.model_fields_set]
+    if make_url(settings.database_url.get_secret_value()).password is not None:
+        names.append("database_url")
+    if "@" in settings.feast_online:
+        names.append("feast_online")
+    return tuple(names)
+
+
+def _portable(name: str, settings: Settings) -> str:
+    value = getattr(settings, name)
+    if name == "database_url":
+        url = make_url(value.get_secret_value())
+        if url.drivername.startswith("sqlite") and url.database:
+            url = url.set(database=str(Path(url.database).resolve()))
+        return url.render_as_string(hide_password=False)
+    is_folder = isinstance(value, Path) or (name in _LOCATIONS and "://" not in value)
+    return str(Path(value).resolve()) if is_folder else str(value)
+
+
+def _check_fit(bundle: "Bundle", ingest: IngestParams) -> None:
+    if tuple(bundle.manifest.sequences) != tuple(ingest.sequences):
+        raise ParamsError(
+            f"bundle {bundle.version} was trained on {', '.join(bundle.manifest.sequences)}; "
+            f"params.yaml: ingest.sequences is {', '.join(ingest.sequences)}; deploy it with its own params"
+        )
+
+
+def _check_open(settings: Settings) -> None:
+    host = settings.serve_bind.rpartition(":")[0]
+    if host not in ("127.0.0.1", "localhost", "::1") and settings.api_keys is None:
+        raise SettingsError(
+            f"WILLIS_SERVE_BIND is {settings.serve_bind!r}, which other hosts reach; set WILLIS_API_KEYS, or "
+            "bind 127.0.0.1 (environment)"
+        )
+
+
+def _wait_until_up(
+    dashboard: Dashboard, before: Application | None, version: str, params: DeployParams, url: str
+) -> None:
+    from rich.console import Console
+
+    deadline = time.monotonic() + params.healthy_within_s
+    with Console(stderr=True).status(f"Deploying bundle {version} ..."):
+        while True:
+            application = dashboard.state().applications.get(params.app_name)
+            if application is not None and not application.is_same_as(before):
+                if application.has_failed:
+                    raise RayError(_failure(dashboard, application, "did not come up"))
+                if application.is_running and dashboard.answering_version(url) == version:
+                    return
+            if time.monotonic() > deadline:
+                break
+            time.sleep(_POLL_S)
+    if application is None:
+        raise RayError(f"Ray at {dashboard.url} does not list the application {params.app_name!r}")
+    answer = dashboard.answering_version(url) or "nothing"
+    late = f"is {application.status} after {params.healthy_within_s:g} s, and {answer} answers at {url}"
+    raise RayError(_failure(dashboard, application, late))
+
+
+def _failure(dashboard: Dashboard, application: Application, what: str) -> str:
+    tail = dashboard.log_tail(application)
+    return f"application {application.name!r} {what}: {application.message or 'no message'}{tail}"
