@@ -68,6 +68,7 @@ bench: $(READY)
 	done
 
 docs: $(READY)
+	$(BIN)/python -m docs.reference
 	$(BIN)/python -m serving.openapi
 
 clean:

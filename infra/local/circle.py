@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from infra.local.calls import stream_calls
 from infra.local.page import write_page
 from infra.local.ray_head import ray_head
-from infra.local.source import Source
+from infra.local.source import LastSource, Source, atlas_of
 from infra.local.stages import done, key_of, remember, write_whole
 from infra.local.stream import StreamRun, send_stream
 from infra.local.summary import Summary, summarise
@@ -42,17 +42,28 @@ def run_circle(source: Source, root: Path, journal: "Journal") -> Summary:
     """
     with journal.stage("cohort") as cached:
         cached(source.make())
+    use_atlas(atlas_of(source.cohort))
     with _ray_when_asked(root) as ray:
         steps = _pipeline(source, root, journal, ray)
         streams = _streams(source, root, steps, journal, ray)
     windows = {name: _window(source, root, name, stream, journal) for name, stream in streams.items()}
     circle = Circle(source, root, steps, streams, windows)
+    _remember_source(source, root, steps)
     with journal.stage("page") as _:
         page = write_page(circle, root / "index.html")
     summary = summarise(circle, journal.stages, page)
     write_whole(root / "summary.json", summary.model_dump_json(indent=2))
     prune(root / "pipeline", steps)
     return summary
+
+
+def use_atlas(atlas: Path | None) -> None:
+    """Let the endpoint measure territories by the atlas of the cohort, as ingest does."""
+    if atlas is not None:
+        os.environ["WILLIS_ATLAS"] = str(atlas)
+        from willis.settings import settings
+
+        settings.cache_clear()
 
 
 class _Ray:
@@ -130,6 +141,18 @@ def _stream(
         )
     remember(_record(root, name), key, stream)
     return stream
+
+
+def _remember_source(source: Source, root: Path, steps: dict[str, StepRun]) -> None:
+    ordinary = source.streams["ordinary"]
+    assert ordinary is not None, "every source has an ordinary stream"
+    last = LastSource(
+        params=source.params,
+        stream=ordinary(),
+        ingested=steps["ingest"].output,
+        atlas=atlas_of(source.cohort),
+    )
+    write_whole(root / "source.json", last.model_dump_json(indent=1))
 
 
 def _record(root: Path, name: str) -> Path:

@@ -65,6 +65,9 @@ def configure(root: Path) -> None:
         "WILLIS_FEAST_DIR": root / "feast",
         "WILLIS_MONITOR_DIR": root / "monitoring",
         "WILLIS_BUNDLE_CACHE": root / "bundle-cache",
+        "WILLIS_METRICS_DIR": root / "metrics",
+        "WILLIS_REPORT_STORE": root / "reports.sqlite",
+        "WILLIS_FEATURE_REPO": REPOSITORY / "feature_repo",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, str(value))
@@ -81,6 +84,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=ROOT, help="folder for everything that the demo writes")
     parser.add_argument("--params", type=Path, default=REPOSITORY / "params.yaml")
     parser.add_argument("--patients", type=int, default=None, help="size of the synthetic cohort")
+    parser.add_argument("--stream-patients", type=int, default=80, help="patients in each stream")
     arguments = parser.parse_args()
     root = arguments.root.resolve()
     try:
@@ -90,7 +94,7 @@ def main() -> None:
                 console.print(f"ended {left} processes that an earlier run had left behind")
             _require_space(root)
             configure(root)
-            _run(root, arguments.data, arguments.params, arguments.patients)
+            _run(root, arguments)
     except WillisError as error:
         console.print(f"[bold red]{type(error).__name__}[/]: {error}", highlight=False, soft_wrap=True)
         sys.exit(2)
@@ -105,23 +109,19 @@ def _require_space(root: Path) -> None:
         )
 
 
-def _run(root: Path, data: str, params_file: Path, num_patients: int | None) -> None:
+def _run(root: Path, arguments: argparse.Namespace) -> None:
     from infra.local.circle import run_circle
     from infra.local.source import source_of
     from willis.params import load_params
     from willis.settings import settings
 
-    require_free(_port(settings().endpoint_url), "WILLIS_ENDPOINT_URL")
-    source = source_of(data, root, load_params(params_file), num_patients)
+    require_free(int(settings().serve_bind.rpartition(":")[2]), "WILLIS_SERVE_BIND")
+    source = source_of(
+        arguments.data, root, load_params(arguments.params), arguments.patients, arguments.stream_patients
+    )
     console.print(f"[bold]Willis[/] on {source.title}. For research, not for diagnosis.\n")
     summary = run_circle(source, root, Journal())
     summary.show(console)
-
-
-def _port(url: str) -> int:
-    from urllib.parse import urlsplit
-
-    return urlsplit(url).port or 80
 
 
 if __name__ == "__main__":

@@ -4,15 +4,32 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict
+
 from infra.local.stages import folder_made, key_of
+from willis.cohort.table import SOOP_COLUMNS, SOOP_IGNORED
 from willis.errors import ParamsError
 from willis.params import Params, parse_section
 from willis.provenance import cohort_digest, module_digests
 
 NUM_STREAM = 80
 NEW_SCANNER = "new"
-SOOP_COLUMNS = {"priorstroke": "prior_stroke", "gs_rankin_6isdeath": "mrs"}
-SOOP_IGNORED = ("race", "acuteischaemicstroke")
+
+
+class LastSource(BaseModel):
+    """What `make serve` needs of the last demo."""
+
+    model_config = ConfigDict(frozen=True)
+
+    params: Params
+    stream: Path
+    ingested: Path
+    atlas: Path | None
+
+
+def atlas_of(cohort: Path) -> Path | None:
+    """The arterial atlas that a cohort brings along, if any."""
+    return next(iter(sorted((cohort / "derivatives" / "atlas").glob("*.nii.gz"))), None)
 
 
 @dataclass(frozen=True)
@@ -37,7 +54,9 @@ class Source:
     absent: dict[str, str]
 
 
-def source_of(data: str, root: Path, params: Params, num_patients: int | None) -> Source:
+def source_of(
+    data: str, root: Path, params: Params, num_patients: int | None = None, num_stream: int = NUM_STREAM
+) -> Source:
     """Read the DATA word of the command line.
 
     Raises:
@@ -45,7 +64,7 @@ def source_of(data: str, root: Path, params: Params, num_patients: int | None) -
     """
     kind, _, path = data.partition(":")
     if kind == "synthetic" and not path:
-        return _synthetic(root, params, num_patients)
+        return _synthetic(root, params, num_patients, num_stream)
     folder = Path(path).expanduser().resolve()
     if kind not in ("soop", "bids") or not path:
         raise ParamsError(f"DATA is {data!r}; it must be synthetic, soop:PATH or bids:PATH")
@@ -54,7 +73,7 @@ def source_of(data: str, root: Path, params: Params, num_patients: int | None) -
     return _soop(folder, root, params) if kind == "soop" else _bids(folder, root, params)
 
 
-def _synthetic(root: Path, params: Params, num_patients: int | None) -> Source:
+def _synthetic(root: Path, params: Params, num_patients: int | None, num_stream: int) -> Source:
     from willis.cohort.synthetic import synthesise
 
     cohort = params.cohort
@@ -71,7 +90,7 @@ def _synthetic(root: Path, params: Params, num_patients: int | None) -> Source:
 
     def stream(name: str, **changes: object) -> Callable[[], Path]:
         def made() -> Path:
-            make(root / f"stream-{name}", "stream", num_patients=NUM_STREAM, **changes)
+            make(root / f"stream-{name}", "stream", num_patients=num_stream, **changes)
             return root / f"stream-{name}"
 
         return made
