@@ -165,6 +165,35 @@ class ImageEncoder(nn.Module):
         return joined
 
 
+class TextProjection(nn.Module):
+    """e_t = W_t (x_t - mean) / sd: sentence embeddings of reports all point one way until they are centred.
+
+    The mean (per number) and the spread (one for all) are those of the training split; they are stored
+    with the weights.
+    """
+
+    mean: Tensor
+    sd: Tensor
+
+    def __init__(self, text_width: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(text_width))
+        self.register_buffer("sd", torch.ones(()))
+        self.project = nn.Sequential(nn.Dropout(dropout), nn.Linear(text_width, width))
+
+    def forward(self, text: Float[Tensor, "B T"]) -> Float[Tensor, "B W"]:
+        """Project sentence embeddings."""
+        projected: Tensor = self.project((text - self.mean) / self.sd)
+        return projected
+
+    @torch.no_grad()
+    def fit(self, text: Float[Tensor, "N T"]) -> None:
+        """Centre and scale by the reports of the training split; fewer than two leave things as they are."""
+        if len(text) > 1:
+            self.mean.copy_(text.mean(dim=0))
+            self.sd.copy_((text - self.mean).square().mean().sqrt().clamp(min=1e-6))
+
+
 class Head(nn.Module):
     """[x_c ; f ; presence bits] to the logit, by an MLP beside a linear road (docs/method.md, eq. 8)."""
 
@@ -194,11 +223,7 @@ class TrimodalNetwork(nn.Module):
         self.config = config
         used, width = config.use_modalities, config.width
         self.image = ImageEncoder(config) if "image" in used else None
-        self.text = (
-            nn.Sequential(nn.LayerNorm(config.text_width), nn.Dropout(config.dropout),
-                          nn.Linear(config.text_width, width))
-            if "text" in used else None
-        )  # fmt: skip
+        self.text = TextProjection(config.text_width, width, config.dropout) if "text" in used else None
         self.table = FeatureEncoder(config.table_columns, width, config.dropout) if "table" in used else None
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in MODALITIES)
         self.absent = nn.Parameter(torch.randn(len(MODALITIES), width) * 0.02)

@@ -20,7 +20,6 @@ from willis.params import TrainParams
 from willis.training.checkpoints import Checkpoints, TrainState
 from willis.training.dataset import (
     Cases,
-    Rows,
     Share,
     ahead,
     collate,
@@ -31,9 +30,8 @@ from willis.training.dataset import (
 )
 from willis.training.metrics import EpochRecord
 from willis.training.optimizer import learning_rate, make_optimizer
+from willis.training.start import start
 from willis.training.validation import is_better, validation_metrics
-
-TEMPLATE_STUDIES = 24
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class _Run:
         self.validation = job.cases.rows("validation", labelled_only=True)
         torch.manual_seed(job.params.seed)
         self.network = TrimodalNetwork(job.config)
-        start_templates(self.network, job.cases, self.rows)
+        start(self.network, job.cases, self.rows)
         self.network.to(world.device)
         self.model: nn.Module = self.network
         if world.size > 1:
@@ -247,22 +245,6 @@ class _Run:
             parts.append([scored.logit, scored.outcome, scored.weight, *tokens])
         self.network.train()
         return validation_metrics(parts)
-
-
-@torch.no_grad()
-def start_templates(network: TrimodalNetwork, cases: Cases, rows: Rows) -> None:
-    """Start every sequence's template at the mean of training volumes that have the sequence."""
-    if network.image is None:
-        return
-    encoder = network.image.volume
-    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), TEMPLATE_STUDIES)).astype(int)]
-    total, count = torch.zeros_like(encoder.stem.template), torch.zeros(len(encoder.sequences))
-    for row in rows:
-        present = torch.from_numpy(cases.arrays.sequence_present[row])
-        codes = torch.from_numpy(np.array(cases.arrays.volume(row)))
-        total += encoder.decoded(codes[None], present[None])[0]
-        count += present
-    encoder.stem.template.copy_(total / count.clamp(min=1)[:, None, None, None])
 
 
 def reuse_freed_memory() -> None:

@@ -1,0 +1,142 @@
+"""`train`: the trimodal network on the training split, data-parallel on a Ray cluster."""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from willis.params import TrainParams
+from willis.settings import Settings
+from willis.training.checkpoints import Checkpoints, TrainState
+from willis.training.dataset import fit_config, read_cases, read_table
+from willis.training.distributed import FAILURE, PROGRESS, train_on_cluster, write_whole
+from willis.training.loop import Job, OnTick, Tick
+
+WEIGHTS, CONTRACT, METRICS, SUMMARY = "model.safetensors", "contract.json", "metrics.jsonl", "train.json"
+
+
+class TrainSummary(BaseModel):
+    """What `train` did; train.json.
+
+    Attributes:
+        best_val_auc: of the epoch whose weights are kept; None when validation holds one class.
+        seconds_per_patient_step: wall time of one patient in one optimisation step, over all workers.
+        data_wait_share: share of training time that rank 0 waited for batches.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_workers: int
+    epochs: int
+    best_epoch: int
+    best_val_auc: float | None
+    best_val_loss: float
+    num_parameters: int
+    num_patients: int
+    prevalence: float
+    seconds_per_patient_step: float
+    data_wait_share: float
+
+
+def train(ingest: Path, features: Path, out: Path, params: TrainParams, settings: Settings) -> TrainSummary:
+    """Train the network; a run that was killed goes on from its newest whole checkpoint.
+
+    Args:
+        ingest: output of `ingest`, for the volumes.
+        features: output of `featurize`, for everything else.
+        out: model.safetensors, contract.json, metrics.jsonl, train.json and checkpoints/ go here.
+        params: section `train` of params.yaml.
+        settings: which Ray cluster.
+
+    Returns:
+        The summary, which train.json holds as well.
+
+    Raises:
+        CohortError: too few outcomes to train or validate on.
+        RayError: no cluster, or one that is too small.
+        StepError: the loss is not finite, or the disk is full.
+    """
+    out = out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    job = make_job(ingest.resolve(), features.resolve(), out, params)
+    job.checkpoints.clear_foreign()
+    state = job.checkpoints.newest()
+    if state is None or not state.finished:
+        with _progress_bar() as on_tick:
+            train_on_cluster(job, out, settings.ray_address, on_tick)
+        state = job.checkpoints.newest()
+    assert state is not None, "a run that ended well has left a checkpoint"
+    return _write(job, state, out)
+
+
+def make_job(ingest: Path, features: Path, out: Path, params: TrainParams) -> Job:
+    """Read and encode everything that training needs, fitted on the training split alone."""
+    from willis.imaging.shards import StudyArrays
+    from willis.models.text import TextEncoder
+
+    arrays = StudyArrays.open(ingest)
+    frame = read_table(features, arrays)
+    config = fit_config(frame, arrays, params)
+    reads = "text" in params.use_modalities
+    encoder = TextEncoder.load(params.text_encoder, out / "embeddings") if reads else None
+    cases = read_cases(frame, arrays, config, encoder)
+    named = "\n".join([params.model_dump_json(), config.model_dump_json(), cases.digest()])
+    fingerprint = hashlib.sha256(named.encode()).hexdigest()
+    return Job(cases, config, params, Checkpoints(out / "checkpoints", fingerprint))
+
+
+def _write(job: Job, state: TrainState, out: Path) -> TrainSummary:
+    from safetensors.torch import save_file
+
+    partial = out / f".{WEIGHTS}.partial"
+    save_file(state.best, partial)
+    partial.replace(out / WEIGHTS)
+    write_whole(out / CONTRACT, job.config.model_dump_json(indent=2) + "\n")
+    write_whole(out / METRICS, "".join(f"{record.model_dump_json()}\n" for record in state.history))
+    summary = _summary(job, state)
+    write_whole(out / SUMMARY, summary.model_dump_json(indent=2) + "\n")
+    for name in (PROGRESS, FAILURE):
+        (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / "ray", ignore_errors=True)
+    return summary
+
+
+def _summary(job: Job, state: TrainState) -> TrainSummary:
+    from willis.models.network import TrimodalNetwork
+
+    best = state.history[state.best_epoch]
+    seconds = [record.seconds for record in state.history]
+    patients = sum(record.num_patients for record in state.history)
+    waited = sum(record.data_wait_share * record.seconds for record in state.history)
+    return TrainSummary(
+        num_workers=job.params.num_workers,
+        epochs=len(state.history),
+        best_epoch=state.best_epoch,
+        best_val_auc=best.val_auc,
+        best_val_loss=best.val_loss,
+        num_parameters=TrimodalNetwork(job.config).num_parameters(),
+        num_patients=best.num_patients,
+        prevalence=job.config.prevalence,
+        seconds_per_patient_step=sum(seconds) / patients,
+        data_wait_share=waited / sum(seconds),
+    )
+
+
+@contextmanager
+def _progress_bar() -> Iterator[OnTick]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with Progress(TextColumn("train"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                  TextColumn("{task.fields[said]}")) as bar:  # fmt: skip
+        task = bar.add_task("train", total=None, said="waiting for workers")
+
+        def on_tick(tick: Tick) -> None:
+            bar.update(task, completed=tick.step, total=tick.steps)
+            if tick.record is not None:
+                area = f", AUC {tick.record.val_auc:.3f}" if tick.record.val_auc is not None else ""
+                bar.update(task, said=f"epoch {tick.epoch}: validation loss {tick.record.val_loss:.3f}{area}")
+
+        yield on_tick

@@ -1,0 +1,199 @@
+"""Training on a Ray cluster: the only module that imports ray.train.
+
+Every worker runs `loop.fit` on its share. A worker that dies brings the group down; Ray starts it again, and
+`fit` goes on from the newest whole checkpoint. An error that would only come again (bad data, no space) is
+written down, so that Ray does not try it again and the caller sees it as it is.
+"""
+
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import willis.errors
+from willis.errors import RayError, StepError, WillisError
+from willis.training.loop import Job, Tick, World, fit
+from willis.training.metrics import EpochRecord
+
+PROGRESS, FAILURE = "progress.json", "failure.json"
+CONNECT_WITHIN_S = 5.0
+POLL_S = 0.25
+
+
+def train_on_cluster(job: Job, out: Path, address: str, on_tick: Callable[[Tick], None]) -> None:
+    """Run a job on `job.params.num_workers` workers of a Ray cluster; its checkpoints hold the result.
+
+    Args:
+        job: what to train; its paths must be readable from every worker.
+        out: folder for progress and for Ray's own state; on storage that all nodes share.
+        address: `auto`, host:port, or ray://host:port.
+        on_tick: called in this process as the run goes on.
+
+    Raises:
+        RayError: no cluster answers, it is too small, or workers died more often than `max_failures`.
+        WillisError: whatever `fit` raised on a worker.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (PROGRESS, FAILURE):
+        (out / name).unlink(missing_ok=True)
+    with connected(address):
+        _check_size(job, address)
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ray-train") as thread:
+            running = thread.submit(_run_trainer, job, out)
+            for tick in _ticks(out / PROGRESS, running.done):
+                on_tick(tick)
+            running.result()
+    _raise_recorded(out / FAILURE)
+
+
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Join a running cluster, and leave it afterwards if this process had not joined before.
+
+    Raises:
+        RayError: nothing answers at `address`.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    _check_reachable(address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+    except (ConnectionError, RuntimeError, TimeoutError, OSError, ValueError) as error:
+        raise RayError(_no_cluster(address, str(error))) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself waits a minute for a closed port."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_WITHIN_S).close()
+    except OSError as error:
+        raise RayError(_no_cluster(address, str(error))) from error
+
+
+def _no_cluster(address: str, reason: str) -> str:
+    first = (reason.strip() or "no reason given").splitlines()[0]
+    return (
+        f"no Ray cluster answers at {address!r}: {first}; "
+        "start one with `ray start --head` (`make demo` starts its own) or set WILLIS_RAY_ADDRESS"
+    )
+
+
+def _check_size(job: Job, address: str) -> None:
+    """Ray would wait for ever for a worker that fits nowhere."""
+    import ray
+
+    params, total = job.params, ray.cluster_resources()
+    for name, each in (("CPU", float(params.threads_per_worker)), ("GPU", float(params.use_gpu))):
+        if total.get(name, 0.0) < each * params.num_workers:
+            raise RayError(
+                f"the Ray cluster at {address!r} has {total.get(name, 0.0):g} {name}s; training asks for "
+                f"{each * params.num_workers:g} (params.yaml: train.num_workers is {params.num_workers}, "
+                "train.threads_per_worker, train.use_gpu)"
+            )
+
+
+def _run_trainer(job: Job, out: Path) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    params = job.params
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"job": job, "out": str(out)},
+        torch_config=TorchConfig(backend="nccl" if params.use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=params.num_workers,
+            use_gpu=params.use_gpu,
+            resources_per_worker={"CPU": params.threads_per_worker, "GPU": int(params.use_gpu)},
+        ),
+        run_config=RunConfig(
+            name=f"train-{uuid4().hex[:12]}",
+            storage_path=str((out / "ray").resolve()),
+            failure_config=FailureConfig(max_failures=params.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:  # ray.train raises several unrelated classes, and its own wrapped ones
+        _raise_recorded(out / FAILURE)
+        raise RayError(
+            f"training on Ray ended after {params.max_failures} new starts: {error}; checkpoints are kept, "
+            "run `willis train` again to go on (params.yaml: train.max_failures)"
+        ) from error
+
+
+def _work(config: dict[str, Any]) -> None:
+    """One worker: this runs on the cluster."""
+    import ray.train
+    import torch
+    from ray.train.torch import get_device
+
+    job: Job = config["job"]
+    out = Path(config["out"])
+    if (out / FAILURE).exists():
+        return
+    torch.set_num_threads(job.params.threads_per_worker)
+    context = ray.train.get_context()
+    world = World(context.get_world_rank(), context.get_world_size(), torch.device(get_device()))
+
+    def on_tick(tick: Tick) -> None:
+        if world.rank == 0:
+            write_whole(out / PROGRESS, _packed(tick))
+        if tick.record is not None:
+            ray.train.report(tick.record.model_dump())
+
+    try:
+        fit(job, world, on_tick)
+    except WillisError as error:
+        write_whole(out / FAILURE, json.dumps({"kind": type(error).__name__, "message": str(error)}))
+        raise
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old text or the new one, never half."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _packed(tick: Tick) -> str:
+    record = tick.record.model_dump() if tick.record else None
+    return json.dumps({"epoch": tick.epoch, "step": tick.step, "steps": tick.steps, "record": record})
+
+
+def _ticks(path: Path, is_done: Callable[[], bool]) -> Iterator[Tick]:
+    """Follow the progress file until the run is done."""
+    seen = ""
+    while not is_done():
+        time.sleep(POLL_S)
+        text = path.read_text() if path.exists() else ""
+        if text and text != seen:
+            seen = text
+            values = json.loads(text)
+            record = values.pop("record")
+            yield Tick(**values, record=EpochRecord(**record) if record else None)
+
+
+def _raise_recorded(path: Path) -> None:
+    if not path.exists():
+        return
+    recorded = json.loads(path.read_text())
+    raise getattr(willis.errors, recorded["kind"], StepError)(recorded["message"])

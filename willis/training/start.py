@@ -1,0 +1,39 @@
+"""What a network takes from the training split before its first step."""
+
+import numpy as np
+import torch
+
+from willis.cohort.schema import MODALITIES
+from willis.models.network import TrimodalNetwork
+from willis.models.vision import VolumeEncoder
+from willis.training.dataset import Cases, Rows
+
+TEMPLATE_STUDIES = 24
+
+
+def start(network: TrimodalNetwork, cases: Cases, rows: Rows) -> None:
+    """Start templates at the mean brain, and centre the reports.
+
+    Args:
+        network: just made, on the CPU.
+        cases: all studies.
+        rows: the training split's, the only ones looked at.
+    """
+    if network.image is not None:
+        spread = np.linspace(0, len(rows) - 1, min(len(rows), TEMPLATE_STUDIES)).astype(int)
+        start_templates(network.image.volume, cases, rows[spread])
+    if network.text is not None:
+        with_report = rows[cases.modality_present[rows, MODALITIES.index("text")]]
+        network.text.fit(torch.from_numpy(cases.text[with_report]))
+
+
+@torch.no_grad()
+def start_templates(encoder: VolumeEncoder, cases: Cases, rows: Rows) -> None:
+    """Start every sequence's template at the mean of the volumes that have the sequence."""
+    total, count = torch.zeros_like(encoder.stem.template), torch.zeros(len(encoder.sequences))
+    for row in rows:
+        present = torch.from_numpy(cases.arrays.sequence_present[row])
+        codes = torch.from_numpy(np.array(cases.arrays.volume(int(row))))
+        total += encoder.decoded(codes[None], present[None])[0]
+        count += present
+    encoder.stem.template.copy_(total / count.clamp(min=1)[:, None, None, None])
