@@ -25,17 +25,22 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Section(BaseModel):
     """A section of params.yaml."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class CohortParams(Section):
     """The synthetic cohort (docs/cohort.md)."""
 
     num_patients: Whole = Field(480, ge=1)
+    """How many patients are made."""
     seed: Whole = 7
+    """Same seed, same bytes."""
     preset: Literal["published", "interacting"] = "published"
+    """`published`: effects as published; `interacting`: built for comparing fusions."""
     scanners: tuple[str, ...] = ("north", "south", "east")
+    """Scanners that patients are drawn from; `new` is kept for the drift scenario."""
     without_infarct: Share = 0.0
+    """Share of studies without an infarct."""
     num_workers: Whole = Field(0, ge=0, description="0 means one per core")
 
 
@@ -43,15 +48,20 @@ class VersionParams(Section):
     """What `version` tells DVC."""
 
     timeout_s: float = Field(60, gt=0)
+    """Longest silence of DVC or its remote that is taken for life."""
 
 
 class SplitShares(Section):
     """Shares of the four splits; they add up to 1."""
 
     train: Share = 0.60
+    """Fitted on."""
     validation: Share = 0.12
+    """Early stopping, temperature, threshold."""
     calibration: Share = 0.10
+    """Conformal sets alone."""
     test: Share = 0.18
+    """Read by `evaluate` alone."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -65,30 +75,45 @@ class IngestParams(Section):
     """How studies become arrays, facts and splits."""
 
     sequences: tuple[Sequence, ...] = ("dwi", "adc", "flair")
+    """3-D sequences that the model reads; a study may lack any."""
     planes: tuple[Literal["flair"], ...] = ()
+    """2-D planes that the model reads through a stem of their own."""
     spacing_mm: tuple[float, float, float] = (2.0, 2.0, 4.0)
+    """Edges of a voxel of the canonical grid, left-right, back-front, down-up."""
     shape: tuple[Whole, Whole, Whole] = (88, 104, 40)
+    """Voxels of the canonical grid along the same axes."""
     adc_below_mm2_s: float = Field(620e-6, gt=0)
+    """Diffusion below this, in bright DWI, counts as infarct core."""
     min_lesion_ml: float = Field(0.05, ge=0)
+    """Components smaller than this are noise."""
     min_registration_quality: Share = 0.8
+    """A registration below this quality leaves the study out."""
     max_volume_mb: float = Field(512, gt=0, description="a file that unpacks to more is refused")
     studies_per_shard: Whole = Field(256, ge=1)
+    """Studies in one memory-mapped file."""
     splits: SplitShares = SplitShares()
+    """Shares of the four splits."""
     outcome_column: Literal["mrs_90d", "mrs"] = "mrs_90d"
+    """Which outcome the source has; `mrs` where its time is not 90 days."""
     require_outcome: bool = Field(
         True, description="refuse a cohort that cannot be learnt from; false to prepare studies alone"
     )
     columns: dict[str, str] = Field(default_factory=dict, description="source column -> Willis column")
     ignored_columns: tuple[str, ...] = ()
+    """Source columns that are not used."""
     num_workers: Whole = Field(0, ge=0)
+    """Processes; 0 means one per core."""
 
 
 class ReportParams(Section):
     """Who writes the reports."""
 
     writer: Literal["facts", "llm", "none"] = "facts"
+    """`facts` renders what was measured, `llm` asks a model, `none` writes nothing."""
     model: str = "measured-facts"
+    """Name of the model behind the writer."""
     temperature: float = Field(0.0, ge=0, le=2)
+    """Sampling temperature of the first attempt."""
     max_words: Whole = Field(60, ge=10, le=60, description="of the impression")
     max_attempts: Whole = Field(2, ge=1, le=5, description="a contradicting report is written again")
     concurrency: Whole = Field(8, ge=1, description="reports in flight at once")
@@ -99,6 +124,7 @@ class FeaturizeParams(Section):
     """The feature store and the training table."""
 
     ttl_days: Whole = Field(30, ge=1)
+    """How old a feature may be and still be joined or served."""
     table_columns: tuple[str, ...] = Field((), description="clinical columns; empty means all of the schema")
     decision_minutes: float = Field(
         60, gt=0, description="from scan to the time at which features are joined"
@@ -109,70 +135,115 @@ class TrainParams(Section):
     """The trimodal network and its training."""
 
     seed: Whole = 7
+    """Seed of weights, order of patients and dropout."""
     epochs: Whole = Field(14, ge=1)
+    """Longest run, in passes over the training split."""
     batch_size: Whole = Field(32, ge=2, description="over all workers")
     learning_rate: float = Field(1e-3, gt=0)
+    """Peak learning rate of AdamW."""
     weight_decay: float = Field(1e-2, ge=0)
+    """Decoupled weight decay of AdamW."""
     warmup_share: Share = 0.1
+    """Share of steps in which the learning rate rises."""
     clip_norm: float = Field(1.0, gt=0)
+    """Largest norm of the gradient."""
     dropout: Share = 0.2
+    """Dropout in the heads and the fusion."""
     modality_dropout: Share = 0.3
+    """Share of patients whose modalities are hidden in a step, over all seven patterns."""
     sequence_dropout: Share = 0.1
+    """Chance that a present sequence is replaced by its template in a step."""
     patience: Whole = Field(6, ge=1)
+    """Epochs without improvement before the run stops."""
     stop_on: Literal["auc", "loss"] = "loss"
+    """What early stopping watches on the validation split."""
     use_unlabelled: bool = Field(True, description="patients without an outcome join the alignment losses")
     fusion: Literal["concat", "vdafm_pooled"] = "vdafm_pooled"
+    """How the modalities meet (docs/method.md)."""
     width: Whole = Field(128, ge=16)
+    """Shared width D of the fusion."""
     contrast_width: Whole = Field(64, ge=8)
+    """Width r in which images and reports are contrasted."""
     fusion_layers: Whole = Field(1, ge=1, le=3)
+    """Transformer layers over the two tokens."""
     fusion_heads: Whole = Field(8, ge=1)
+    """Attention heads of those layers."""
     lambda_contrast: float = Field(0.02, ge=0)
+    """Weight of the contrastive loss in the first epoch."""
     lambda_contrast_decay: float = Field(0.95, gt=0, le=1)
+    """Its factor per epoch."""
     lambda_align: float = Field(0.2, ge=0)
+    """Weight of the alignment loss."""
     temperature: float = Field(0.07, gt=0)
+    """Temperature at which the contrast starts; it is learnt."""
     image_facts: bool = True
+    """Join the measured facts to the image embedding."""
     text_encoder: str = "all-MiniLM-L6-v2"
+    """Frozen sentence encoder: the packaged one, or a Hugging Face name."""
     use_modalities: tuple[Literal["image", "text", "table"], ...] = ("image", "text", "table")
+    """Modalities that the network may see."""
     num_workers: Whole = Field(2, ge=1)
+    """Ray Train workers."""
     use_gpu: bool = False
+    """One GPU per worker, NCCL between them."""
     precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the forward pass."""
     threads_per_worker: Whole = Field(1, ge=1)
+    """CPU threads of each worker."""
     checkpoint_every: Whole = Field(1, ge=1)
+    """Epochs between checkpoints."""
     max_failures: Whole = Field(3, ge=0)
+    """Lost workers that a run survives."""
 
 
 class EvaluateParams(Section):
     """What is reported, and how sure one wants to be."""
 
     num_bootstrap: Whole = Field(2000, ge=100)
+    """Resamples of patients behind each interval."""
     confidence: Share = 0.95
+    """Coverage of the intervals."""
     conformal_coverage: Share = 0.90
+    """Promised coverage of the prediction sets."""
     num_permutations: Whole = Field(20, ge=1)
+    """Permutations of the reports across patients."""
     seed: Whole = 7
+    """Seed of resampling and permutation."""
 
 
 class PromoteParams(Section):
     """The gate that a candidate must pass."""
 
     alias: str = "champion"
+    """The alias that moves."""
     min_auc: Share = 0.55
+    """A candidate below this AUC is not promoted."""
     max_ece: Share = 0.25
+    """A candidate above this calibration error is not promoted."""
     max_auc_loss: Share = Field(0.02, description="against the champion, on the same test patients")
     min_compared: Whole = Field(30, ge=10, description="test patients whom neither model has learned from")
     num_reference: Whole = Field(400, ge=20)
+    """Validation rows kept in the bundle to measure drift against."""
 
 
 class DeployParams(Section):
     """The Ray Serve application: an ingress that reads and prepares, a model that predicts."""
 
     app_name: str = "willis"
+    """Name of the Serve application."""
     alias: str = "champion"
+    """The alias whose bundle is served."""
     num_replicas: Whole = Field(2, ge=1, description="of each of the two; 2 let a redeployment drop nothing")
     cpus_per_replica: float = Field(0.5, gt=0)
+    """Logical CPUs of a replica."""
     gpus_per_replica: float = Field(0.0, ge=0)
+    """GPUs of a replica."""
     healthy_within_s: float = Field(180, gt=0)
+    """Longest wait for a healthy application."""
     request_deadline_s: float = Field(30, gt=0)
+    """Longest time that a request may take."""
     report_deadline_s: float = Field(10, gt=0)
+    """Longest time that the report writer may take."""
     max_upload_mb: float = Field(256, gt=0, description="whole request body, in MiB")
     max_in_flight: Whole = Field(32, ge=1, description="predictions per replica; more are refused at once")
     threads_per_replica: Whole = Field(4, ge=1, description="requests that a replica prepares at once")
@@ -185,14 +256,20 @@ class MonitorParams(Section):
 
     alias: str = Field("champion", description="the bundle whose reference and predictions are compared")
     window_hours: float = Field(24, gt=0)
+    """Length of the window when no bounds are given."""
     min_window: Whole = Field(30, ge=10)
+    """Fewest predictions that can show drift."""
     min_values: Whole = Field(10, ge=5, description="values that a column needs on both sides")
     num_resamples: Whole = Field(500, ge=100)
+    """Windows resampled from the reference behind each threshold."""
     quantile: float = Field(0.99, ge=0.5, lt=1)
+    """Share of those windows that must stay quiet."""
     drift_share: Share = Field(0.15, description="share of ringing columns from which a window drifted")
     min_outcomes: Whole = Field(30, ge=10)
+    """Fewest outcomes that performance is computed from."""
     min_auc: Share = Field(0.60, description="an alert when the window's AUC is surely below")
     seed: Whole = 7
+    """Seed of the resampling."""
 
 
 class Params(Section):
