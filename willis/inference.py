@@ -94,7 +94,7 @@ class Predictor:
         self.config: NetworkConfig = network.config
         self.calibration = calibration
         self.version = version
-        self._text_encoder = text_encoder
+        self.text_encoder = text_encoder
 
     @classmethod
     def from_model_dir(
@@ -142,7 +142,7 @@ class Predictor:
     def recalibrated(self, calibration: Calibration) -> "Predictor":
         """Return the same network under another calibration."""
         return Predictor(
-            self.network, calibration, self._text_encoder, device=str(self.device), version=self.version
+            self.network, calibration, self.text_encoder, device=str(self.device), version=self.version
         )
 
     def predict(self, cases: Sequence[Case]) -> list[Prediction]:
@@ -224,6 +224,14 @@ class Predictor:
             vectors = self.network.text(torch.from_numpy(self._texts(texts)).to(self.device))
         return replace(encodings, encoded=replace(encodings.encoded, text=vectors), present=present)
 
+    def with_text_of(self, encodings: Encodings, order: Sequence[int]) -> Encodings:
+        """The same cases, case n holding the report of case order[n]."""
+        encoded = encodings.encoded
+        present = encodings.present.clone()
+        present[:, TEXT] = present[list(order), TEXT]
+        moved = replace(encoded, text=encoded.text[list(order)])
+        return replace(encodings, encoded=moved, present=present)
+
     def without_column(self, encodings: Encodings, column: str) -> Encodings:
         """The same cases with one clinical column unknown."""
         if self.network.table is None:
@@ -302,9 +310,10 @@ class Predictor:
         rows = np.zeros((len(texts), self.config.text_width), np.float32)
         if self.network.text is None:
             return rows
+        known = {text: self.text_encoder.encode([text])[0] for text in set(texts) if text and text.strip()}
         for row, text in enumerate(texts):
-            if text and text.strip():
-                rows[row] = self._text_encoder.encode([text])[0]
+            if text in known:
+                rows[row] = known[text]
         return rows
 
 

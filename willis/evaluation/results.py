@@ -194,6 +194,7 @@ class Evaluation(Result):
     standard_error: float
     patients_to_show_gain_of_01: int
     not_measured: tuple[NotMeasured, ...]
+    notes: tuple[str, ...]
     saliency: tuple[str, ...]
     seconds: float
 
