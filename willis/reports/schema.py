@@ -136,9 +136,9 @@ def parse_findings(answer: str | bytes) -> Findings:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "the answer"
-        value = str(first["input"])[:80]
+        value = repr(first["input"])[:80]
         raise ReportError(
-            f"{place} is {value!r}; {first['msg']} (willis/reports/schema.py: Findings)"
+            f"{place} is {value}; {first['msg']} (willis/reports/schema.py: Findings)"
         ) from None
 
 

@@ -151,7 +151,7 @@ def _event_times(studies: "pd.DataFrame", params: FeaturizeParams) -> "pd.DataFr
 
 
 def _clinical_rows(table: "pd.DataFrame", studies: "pd.DataFrame", times: "pd.DataFrame") -> "pd.DataFrame":
-    """One row per patient with any clinical value; without an admission time it is known at the first scan."""
+    """One row per patient with a clinical value; without an admission time it is known at the first scan."""
     import pandas as pd
 
     known = table[table["patient_id"].isin(studies["patient_id"]) & table["has_table"].astype(bool)]
