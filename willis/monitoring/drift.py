@@ -22,7 +22,14 @@ from willis.monitoring.reference import (
     watched_columns,
 )
 from willis.monitoring.results import ColumnDrift
-from willis.monitoring.windows import Limits, Resamples, chance_share, column_limits, embedding_limits
+from willis.monitoring.windows import (
+    Limits,
+    Resamples,
+    chance_excess,
+    column_limits,
+    embedding_limits,
+    excess,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,16 +41,20 @@ PROJECT = "willis"
 
 @dataclass(frozen=True)
 class DriftResult:
-    """Columns as compared, the share that chance alone makes ring, and Evidently's own result."""
+    """Columns as compared, the summed excess that chance alone reaches, and Evidently's own result."""
 
     columns: tuple[ColumnDrift, ...]
-    chance: float
+    chance_excess: float
     snapshot: Any
 
     def share(self) -> float:
         """Return the share of compared columns that ring."""
         compared = [column for column in self.columns if column.rings is not None]
         return sum(bool(column.rings) for column in compared) / len(compared)
+
+    def excess(self) -> float:
+        """Return the excess summed over the compared columns."""
+        return sum(column.excess for column in self.columns)
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,7 @@ def compare(reference: "pd.DataFrame", window: "pd.DataFrame", test: DriftTest) 
     values = _values(snapshot)
     columns = tuple(_judged(c, values.get(c.name), compared=not c.reason) for c in blank)
     rung = [limits[c.name] for c in columns if c.rings is not None]
-    return DriftResult(columns, chance_share(rung, test.quantile), snapshot)
+    return DriftResult(columns, chance_excess(rung, test.quantile), snapshot)
 
 
 def save(result: DriftResult, html: Path, workspace: Path, name: str) -> str:
@@ -192,8 +203,12 @@ def _values(snapshot: Any) -> dict[str, float]:
 
 def _judged(column: ColumnDrift, statistic: float | None, *, compared: bool) -> ColumnDrift:
     shift = abs(column.missing_window - column.missing_reference)
-    gone = column.missing_threshold is not None and shift > column.missing_threshold
-    far = compared and statistic is not None and column.threshold is not None and statistic > column.threshold
+    beyond = (
+        0.0 if column.missing_threshold is None else float(excess(np.array(shift), column.missing_threshold))
+    )
+    if compared and statistic is not None and column.threshold is not None:
+        beyond = max(beyond, float(excess(np.array(statistic), column.threshold)))
     # Too few values to compare, but their absence itself is news.
-    rings = (far or gone) if compared or gone else None
-    return column.model_copy(update={"statistic": statistic if compared else None, "rings": rings})
+    rings = beyond > 0 if compared or beyond > 0 else None
+    found = {"statistic": statistic if compared else None, "excess": beyond, "rings": rings}
+    return column.model_copy(update=found)

@@ -33,7 +33,8 @@ def _window(summary: MonitorSummary, registry: "CollectorRegistry") -> None:
         ("willis_drift", "1 if the last window drifted, 0 if not, NaN if it was too small", drift),
         ("willis_drift_share", "Share of compared columns that ring", summary.share),
         ("willis_drift_limit_share", "Share from which a window counts as drifted", summary.limit_share),
-        ("willis_drift_chance_share", "Share that chance alone makes ring", summary.chance_share),
+        ("willis_drift_excess", "Summed excess over the columns' thresholds", summary.excess),
+        ("willis_drift_chance_excess", "Summed excess that chance alone reaches", summary.chance_excess),
         ("willis_window_predictions", "Predictions in the last window", summary.window_size),
         ("willis_window_end_timestamp_seconds", "End of the last window", summary.until.timestamp()),
     ):

@@ -20,7 +20,7 @@ class ColumnDrift(Finding):
     """One column of the window against the reference.
 
     A column rings when its statistic exceeds its threshold, or when the share of missing values moved by more
-    than `missing_threshold`. `rings` is None when the column could not be compared; `reason` says why.
+    than `missing_threshold`; `excess` says by how many thresholds. `rings` is None when the column could not be compared; `reason` says why.
     """
 
     name: str
@@ -31,7 +31,8 @@ class ColumnDrift(Finding):
     threshold: float | None = None
     missing_reference: float
     missing_window: float
-    missing_threshold: float | None = None
+    missing_threshold: float
+    excess: float = 0.0
     rings: bool | None
     reason: str = ""
 
@@ -73,8 +74,8 @@ class MonitorSummary(Finding):
     """One window against one bundle's reference.
 
     `drift` is None when the window is too small to tell. It is True only when the share of ringing columns
-    reaches `limit_share` and exceeds `chance_share`, the share that windows resampled from the reference
-    itself reach at the configured quantile.
+    reaches `limit_share` and their summed excess lies beyond `chance_excess`, what windows resampled from the
+    reference itself reach at the configured quantile.
     """
 
     version: str
@@ -87,7 +88,8 @@ class MonitorSummary(Finding):
     reason: str
     share: float | None = None
     limit_share: float
-    chance_share: float | None = None
+    excess: float | None = None
+    chance_excess: float | None = None
     groups: tuple[GroupDrift, ...] = ()
     columns: tuple[ColumnDrift, ...] = ()
     performance: Performance

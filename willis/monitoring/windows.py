@@ -3,7 +3,12 @@
 A threshold must be the same test whatever the window's size. So the reference is resampled twice, as a
 reference of its own size and as a window of the window's size, several hundred times; the statistic between
 the two is what chance alone brings, and its quantile is the threshold. Rows are resampled whole, so that
-columns which move together do so here, too, and the share of columns that ring together by chance is known.
+columns which move together do so here, too.
+
+How many columns ring says little by itself: a table has many columns, a new scanner moves few of them, far.
+So the excess is weighed as well, summed over the columns, against what the resamples reach by chance:
+
+    excess = min(max(statistic / threshold - 1, missing change / its threshold - 1, 0), 4)
 
 Equations (F empirical distribution functions, s the reference's standard deviation, M the mean of p and q):
 
@@ -28,6 +33,9 @@ Counts = NDArray[np.int64]
 
 SMALLEST_DEVIATION = 0.001
 SLACK = 1e-9
+MAX_EXCESS = 4.0
+"""No column alone may count for more: a threshold can be tiny where the reference hardly varies."""
+
 UNSEEN = 0.5
 """Pseudo-count of a category that the reference happens not to hold: rare is not the same as impossible."""
 
@@ -57,11 +65,11 @@ class Resamples:
 
 @dataclass(frozen=True)
 class Limits:
-    """What chance allows a column: thresholds at the quantile, and which resamples exceed them."""
+    """What chance allows a column: its thresholds, and the excess of each resample, (num_resamples,)."""
 
     statistic: float | None
     missing: float
-    rings: NDArray[np.bool_]
+    excess: Numbers
 
 
 def column_limits(
@@ -147,20 +155,25 @@ def resampled_distance(embeddings: Numbers, resamples: Resamples) -> Numbers:
     return distance
 
 
-def chance_share(limits: "list[Limits]", quantile: float) -> float:
-    """Return the share of columns that ring together by chance, at the quantile of the resamples."""
-    rings = np.stack([limit.rings for limit in limits])
-    return float(np.quantile(rings.mean(axis=0), quantile, method="higher"))
+def excess(value: Numbers, threshold: float) -> Numbers:
+    """Return how far values lie beyond their threshold, in thresholds: from 0 to MAX_EXCESS."""
+    beyond: Numbers = np.clip(np.nan_to_num(value) / threshold - 1, 0, MAX_EXCESS)
+    return beyond
+
+
+def chance_excess(limits: "list[Limits]", quantile: float) -> float:
+    """Return the summed excess that chance alone reaches, at the quantile of the resamples."""
+    return float(np.quantile(np.sum([limit.excess for limit in limits], axis=0), quantile))
 
 
 def _limits(statistics: Numbers, missing: Numbers, quantile: float) -> Limits:
     known = statistics[~np.isnan(statistics)]
     threshold = _just_above(known, quantile) if len(known) else None
     missing_threshold = _just_above(missing, quantile)
-    rings = missing > missing_threshold
+    beyond = excess(missing, missing_threshold)
     if threshold is not None:
-        rings |= np.nan_to_num(statistics) > threshold
-    return Limits(threshold, missing_threshold, rings)
+        beyond = np.maximum(beyond, excess(statistics, threshold))
+    return Limits(threshold, missing_threshold, beyond)
 
 
 def _just_above(drawn: Numbers, quantile: float) -> float:

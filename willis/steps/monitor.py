@@ -120,14 +120,14 @@ def _compared(
     result = compare(bundle.reference(), window.reset_index(drop=True), test)
     name = f"{bundle.version} {blank.since.isoformat()} {blank.until.isoformat()}"
     snapshot = save(result, staged / HTML, settings.monitor_dir / "workspace", name)
-    share, chance = result.share(), result.chance
-    drift = share >= params.drift_share and share > chance
+    share, excess, chance = result.share(), result.excess(), result.chance_excess
     return blank.model_copy(
         update={
-            "drift": drift,
-            "reason": _reason(share, chance, params.drift_share),
+            "drift": share >= params.drift_share and excess > chance,
+            "reason": _reason(share, params.drift_share, excess, chance),
             "share": share,
-            "chance_share": chance,
+            "excess": excess,
+            "chance_excess": chance,
             "groups": _groups(result.columns),
             "columns": result.columns,
             "report_html": HTML,
@@ -136,13 +136,13 @@ def _compared(
     )
 
 
-def _reason(share: float, chance: float, limit: float) -> str:
-    text = f"{share:.0%} of the columns ring"
+def _reason(share: float, limit: float, excess: float, chance: float) -> str:
+    text = f"{share:.1%} of the columns ring"
     if share < limit:
-        return f"{text}; drift is called from {limit:.0%} on (monitor.drift_share)"
-    if share <= chance:
-        return f"{text}; chance alone reaches {chance:.0%} in windows of this size"
-    return f"{text}, {limit:.0%} or more, and chance alone reaches {chance:.0%}"
+        return f"{text}; drift is called from {limit:.1%} on (monitor.drift_share)"
+    if excess <= chance:
+        return f"{text}, but no further ({excess:.1f} thresholds) than chance brings ({chance:.1f})"
+    return f"{text}, {excess:.1f} thresholds beyond in all; chance brings {chance:.1f}"
 
 
 def _groups(columns: Iterable[ColumnDrift]) -> tuple[GroupDrift, ...]:
