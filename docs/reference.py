@@ -26,7 +26,12 @@ def params_page() -> str:
 
 def settings_page() -> str:
     """Every environment variable."""
-    lines = ["# Settings", "", "Made by `make docs` from `willis/settings.py`; read from the environment.", ""]
+    lines = [
+        "# Settings",
+        "",
+        "Made by `make docs` from `willis/settings.py`; read from the environment.",
+        "",
+    ]
     lines += ["| variable | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         lines.append(f"| `WILLIS_{name.upper()}` | {_default(field)} | {field.description} |")
@@ -36,19 +41,38 @@ def settings_page() -> str:
 def _table(section: type[BaseModel]) -> list[str]:
     lines = ["| key | type | default | rule | meaning |", "|---|---|---|---|---|"]
     for name, field in section.model_fields.items():
-        rule = ", ".join(str(item) for item in field.metadata if "BeforeValidator" not in str(item))
-        rule = rule.replace("|", "\\|") or "-"
-        lines.append(f"| `{name}` | {_type(field)} | {_default(field)} | {rule} | {field.description or ''} |")
+        rule = ", ".join(word for item in field.metadata for word in _rule(item)) or "-"
+        lines.append(
+            f"| `{name}` | {_type(field)} | {_default(field)} | {rule} | {field.description or ''} |"
+        )
     return [*lines, ""]
 
 
+def _rule(item: object) -> list[str]:
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    bounds = [f"{sign} {getattr(item, name)}" for name, sign in signs.items() if hasattr(item, name)]
+    pattern = getattr(item, "pattern", None)
+    return bounds + ([f"matches `{pattern}`"] if pattern else [])
+
+
 def _type(field: FieldInfo) -> str:
-    kind = field.annotation
-    if typing.get_origin(kind) is typing.Literal:
-        return " or ".join(f"`{item}`" for item in typing.get_args(kind))
-    if isinstance(kind, type) and not isinstance(kind, types.GenericAlias):
-        return {"int": "whole", "float": "number", "bool": "true or false"}.get(kind.__name__, kind.__name__)
-    return str(kind).replace("typing.", "").replace("|", "or").replace("willis.params.", "")
+    return _named(field.annotation)
+
+
+def _named(kind: object) -> str:
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return _named(inner[0])
+    if origin is typing.Literal:
+        return " or ".join(f"`{item}`" for item in inner)
+    if origin is tuple:
+        return f"list of {_named(inner[0])}" if inner[-1] is ... else f"{len(inner)} x {_named(inner[0])}"
+    if origin is dict:
+        return f"mapping of {_named(inner[0])} to {_named(inner[1])}"
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_named(item) for item in inner)
+    words = {int: "whole", float: "number", bool: "true or false", str: "text", type(None): "none"}
+    return words.get(kind, getattr(kind, "__name__", str(kind)))  # type: ignore[call-overload, no-any-return]
 
 
 def _default(field: FieldInfo) -> str:
