@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from serving.schema import ModelAnswer, ModelLineage
 from willis.errors import InputError, WillisError
 from willis.inference import Case, Prediction, Predictor
@@ -43,6 +45,8 @@ class LoadedBundle:
     def __init__(self, version: str, settings: Settings) -> None:
         self._bundle = Registry.open(settings).fetch(version)
         self._predictor = Predictor.from_bundle(self._bundle.folder)
+        # The text encoder is read at its first use: better now than in somebody's request.
+        self._predictor.predict([Case("warm-up", None, np.zeros(0, bool), None, None, None, "No infarct.")])
 
     def predict(self, cases: list[Case]) -> list[Reply]:
         """Predict cases together; a case that cannot be predicted spoils nobody else's answer."""

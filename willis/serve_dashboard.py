@@ -1,5 +1,6 @@
 """Ray's dashboard as `deploy` uses it: the Serve REST interface and the log reader."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,11 @@ from willis.errors import RayError
 _APPLICATIONS = "/api/serve/applications/"
 _TIMEOUT_S = 30
 _LOG_LINES = 25
+_RETRY_S = 2
+
+
+class _ServeNotReadyError(RayError):
+    """Serve's own actors did not come up in time; a second try finds them up."""
 
 
 @dataclass(frozen=True)
@@ -99,13 +105,21 @@ class Dashboard:
         found = details.get("applications", {})
         return ServeState(bind, {name: _application(name, item) for name, item in found.items()})
 
-    def put(self, config: Mapping[str, Any]) -> None:
-        """Give Serve its whole config.
+    def put(self, config: Mapping[str, Any], within_s: float) -> None:
+        """Give Serve its whole config; starting Serve can fail on a busy machine, and is tried again.
 
         Raises:
             RayError: the dashboard does not answer, or refuses the config; its reason is shown.
         """
-        self._call("PUT", _APPLICATIONS, json=config)
+        deadline = time.monotonic() + within_s
+        while True:
+            try:
+                self._call("PUT", _APPLICATIONS, json=config)
+                return
+            except _ServeNotReadyError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(_RETRY_S)
 
     def log_tail(self, application: Application) -> str:
         """Return the end of the log of the replica that most likely shows what went wrong, or nothing."""
@@ -140,11 +154,11 @@ class Dashboard:
                 f"Ray's dashboard at {self.url} does not answer: {error}; start Ray, or set "
                 "WILLIS_RAY_DASHBOARD_URL"
             ) from None
-        if not answer.is_success:
-            raise RayError(
-                f"Ray's dashboard at {self.url} refused: {answer.status_code} {answer.text[:2000]}"
-            )
-        return answer
+        if answer.is_success:
+            return answer
+        reason = _last_words(answer.text)
+        kind = _ServeNotReadyError if answer.is_server_error else RayError
+        raise kind(f"Ray's dashboard at {self.url} refused: {answer.status_code} {reason}")
 
 
 def _application(name: str, item: Mapping[str, Any]) -> Application:
@@ -163,6 +177,12 @@ def _application(name: str, item: Mapping[str, Any]) -> Application:
             if replica.get("node_id") and replica.get("log_file_path")
         ),
     )
+
+
+def _last_words(text: str) -> str:
+    """The sentence at the end of a traceback."""
+    lines = [line for line in text.splitlines() if line and not line[0].isspace()]
+    return " ".join(lines[-6:])[-600:]
 
 
 def _something_answers(url: str) -> bool:

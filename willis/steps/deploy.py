@@ -1,5 +1,6 @@
 """The step `deploy`: put the champion's Serve config to Ray, and wait until that version answers."""
 
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,7 +76,10 @@ def deploy(
     before = running.applications.get(params.app_name)
     host, _, port = settings.serve_bind.rpartition(":")
     http = {"host": host, "port": int(port), "keep_alive_timeout_s": 90}
-    dashboard.put({"http_options": http, "applications": [*running.others(params.app_name), config]})
+    dashboard.put(
+        {"http_options": http, "applications": [*running.others(params.app_name), config]},
+        params.healthy_within_s,
+    )
     _wait_until_up(dashboard, before, bundle.version, params, settings.endpoint_url)
     return Deployment(
         url=settings.endpoint_url,
@@ -188,5 +192,5 @@ def _wait_until_up(
 
 
 def _failure(dashboard: Dashboard, application: Application, what: str) -> str:
-    tail = dashboard.log_tail(application)
-    return f"application {application.name!r} {what}: {application.message or 'no message'}{tail}"
+    message = re.sub(r"\x1b\[[0-9;]*m", "", application.message) or "no message"
+    return f"application {application.name!r} {what}: {message}{dashboard.log_tail(application)}"
