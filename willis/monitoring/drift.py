@@ -203,11 +203,9 @@ def _values(snapshot: Any) -> dict[str, float]:
 
 def _judged(column: ColumnDrift, statistic: float | None, *, compared: bool) -> ColumnDrift:
     shift = abs(column.missing_window - column.missing_reference)
-    beyond = (
-        0.0 if column.missing_threshold is None else float(excess(np.array(shift), column.missing_threshold))
-    )
+    beyond = excess(np.array(shift), column.missing_threshold).item()
     if compared and statistic is not None and column.threshold is not None:
-        beyond = max(beyond, float(excess(np.array(statistic), column.threshold)))
+        beyond = max(beyond, excess(np.array(statistic), column.threshold).item())
     # Too few values to compare, but their absence itself is news.
     rings = beyond > 0 if compared or beyond > 0 else None
     found = {"statistic": statistic if compared else None, "excess": beyond, "rings": rings}

@@ -20,7 +20,8 @@ class ColumnDrift(Finding):
     """One column of the window against the reference.
 
     A column rings when its statistic exceeds its threshold, or when the share of missing values moved by more
-    than `missing_threshold`; `excess` says by how many thresholds. `rings` is None when the column could not be compared; `reason` says why.
+    than `missing_threshold`; `excess` says by how many thresholds. `rings` is None when the column could not
+    be compared; `reason` says why.
     """
 
     name: str
