@@ -81,8 +81,9 @@ def as_known_at(entities: "pd.DataFrame", settings: Settings) -> "pd.DataFrame":
     with _as_store_error("joining features", settings):
         store = _store(settings)
         names = [f"{view}:{column}" for view in VIEWS for column in _columns_of(store, view)]
-        job = store.get_historical_features(entity_df=asked, features=names, full_feature_names=True)
-        joined = job.to_df()
+        with _closing_duckdb():
+            job = store.get_historical_features(entity_df=asked, features=names, full_feature_names=True)
+            joined = job.to_df()
     if len(joined) != len(asked) or set(joined["row_id"]) != set(asked["row_id"]):
         raise StoreError(
             f"the point-in-time join returned {len(joined)} rows for {len(asked)} entity rows; each must "
@@ -107,7 +108,12 @@ def materialise(settings: Settings) -> None:
         return
     second = timedelta(seconds=1)
     start, end = min(r["min"] for r in ranges) - second, max(r["max"] for r in ranges) + second
-    with _exclusive(settings), _as_store_error("materialising features", settings), _quiet():
+    with (
+        _exclusive(settings),
+        _as_store_error("materialising features", settings),
+        _quiet(),
+        _closing_duckdb(),
+    ):
         _store(settings).materialize(start, end)
     _opened.cache_clear()
 
@@ -356,6 +362,18 @@ def _quiet() -> Iterator[None]:
     """Feast prints its progress and offers no switch."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
+
+
+@contextlib.contextmanager
+def _closing_duckdb() -> Iterator[None]:
+    """Close the connection that Feast leaves open through ibis; DuckDB complains of it when Python ends."""
+    import ibis  # type: ignore[import-untyped]
+
+    try:
+        yield
+    finally:
+        ibis.get_backend().disconnect()
+        ibis.options.default_backend = None
 
 
 @contextlib.contextmanager
