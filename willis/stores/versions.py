@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -152,6 +153,7 @@ def _request(
 
 def _ask(request: _Request) -> _Event:
     """Let the DVC process work, show how far it is, and end it when it falls silent."""
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     state = versions_folder(request.cohort)
@@ -162,16 +164,13 @@ def _ask(request: _Request) -> _Event:
     last = _Event(kind="progress", stage="starting DVC")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     log = state / "last-run.log"
-    with Progress(*columns, transient=True) as progress:
+    said = ask(
+        "willis.stores.versions", request.model_dump_json(), _environment(state), log, request.timeout_s
+    )
+    with closing(said), Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(last.stage, total=None)
         try:
-            for line in ask(
-                "willis.stores.versions",
-                request.model_dump_json(),
-                _environment(state),
-                log,
-                request.timeout_s,
-            ):
+            for line in said:
                 event = _Event.model_validate_json(line)
                 if event.kind == "error":
                     raise StoreError(f"{_where(request, last)} failed: {event.message}{_REST}")
@@ -181,10 +180,8 @@ def _ask(request: _Request) -> _Event:
                 total = event.num_total or None
                 progress.update(task, description=event.stage, completed=event.num_done, total=total)
         except SilenceError:
-            raise StoreError(
-                f"{_where(request, last)} said nothing for {request.timeout_s:g} s "
-                f"(params.yaml: version.timeout_s){_REST}"
-            ) from None
+            rule = f"said nothing for {request.timeout_s:g} s (params.yaml: version.timeout_s)"
+            raise StoreError(f"{_where(request, last)} {rule}{_REST}") from None
     raise StoreError(f"{_where(request, last)} ended early; its last words are in {log}")
 
 
@@ -337,11 +334,14 @@ class _Worker:
         return Purged(num_local=local, num_remote=remote, num_versions=len(doomed & old))
 
     def doomed(self, lists: dict[str, list[tuple[str, str]]], own: set[str]) -> set[str]:
-        found = set(own)
+        """The patient's objects, the tables and lists of versions that hold them; not what others use."""
+        found, others = set(own), set()
         for oid, files in lists.items():
             if any(md5 in own and self.is_own(path) for path, md5 in files):
                 found |= {md5 for path, md5 in files if self.is_own(path) or path.endswith(_TABLES)} | {oid}
-        return found
+            else:
+                others |= {md5 for _, md5 in files}
+        return found - others
 
     def is_own(self, path: str) -> bool:
         return self.request.patient_id in path.split("/")

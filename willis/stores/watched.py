@@ -9,7 +9,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import IO
 
@@ -20,7 +20,9 @@ class SilenceError(Exception):
     """The process said nothing for longer than it may; it was killed."""
 
 
-def ask(module: str, request: str, environment: dict[str, str], log: Path, silence_s: float) -> Iterator[str]:
+def ask(
+    module: str, request: str, environment: dict[str, str], log: Path, silence_s: float
+) -> Generator[str, None, None]:
     """Run a module and yield the lines it says.
 
     Args:
@@ -46,7 +48,8 @@ def ask(module: str, request: str, environment: dict[str, str], log: Path, silen
         )
     assert process.stdin is not None and process.stdout is not None
     lines: queue.Queue[str | None] = queue.Queue()
-    threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
+    reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
+    reader.start()
     try:
         process.stdin.write(request)
         process.stdin.close()
@@ -59,6 +62,8 @@ def ask(module: str, request: str, environment: dict[str, str], log: Path, silen
     finally:
         process.kill()
         process.wait()
+        reader.join()
+        process.stdout.close()
 
 
 def _read(stream: IO[str], lines: "queue.Queue[str | None]") -> None:
