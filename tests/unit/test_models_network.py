@@ -1,0 +1,193 @@
+"""The network as a function of its batch: who is looked at, who is not, and that everything learns."""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from willis.errors import ShapeError
+from willis.imaging.shards import decode
+from willis.models.losses import total_loss
+from willis.models.network import Batch, NetworkConfig, TrimodalNetwork
+from willis.models.table import FeatureColumn, encode_rows, fit_columns
+from willis.models.vision import PatchStem, PlanesEncoder, VolumeEncoder
+
+SEQUENCES = ("dwi", "adc", "flair")
+SHAPE = (22, 26, 10)
+PATTERNS = [pattern for pattern in product([False, True], repeat=3) if any(pattern)]
+COLUMNS = (FeatureColumn(name="age", mean=70, sd=13), FeatureColumn(name="sex", level="M"))
+
+
+def _config(**changes: object) -> NetworkConfig:
+    values = {
+        "sequences": SEQUENCES, "shape": SHAPE, "fact_columns": COLUMNS[:1], "table_columns": COLUMNS,
+        "text_encoder": "none", "width": 32, "contrast_width": 16, "dropout": 0.0,
+    }  # fmt: skip
+    return NetworkConfig.model_validate(values | changes)
+
+
+def _batch(present: list[tuple[bool, ...]], planes: bool = False) -> Batch:
+    torch.manual_seed(1)
+    n = len(present)
+    return Batch(
+        volume=torch.randint(0, 256, (n, 3, *SHAPE), dtype=torch.uint8),
+        sequence_present=torch.ones(n, 3, dtype=torch.bool),
+        planes=torch.randint(0, 256, (n, 3, 96, 96), dtype=torch.uint8) if planes else None,
+        planes_present=torch.arange(n) % 2 == 0,
+        facts=torch.randn(n, 1) + 70,
+        table=torch.stack([torch.randn(n) * 10 + 70, torch.full((n,), torch.nan)], dim=1),
+        text=torch.randn(n, 384),
+        modality_present=torch.tensor(present),
+        outcome=(torch.arange(n) % 2).float(),
+        weight=torch.ones(n),
+    )
+
+
+def _network(**changes: object) -> TrimodalNetwork:
+    torch.manual_seed(0)
+    return TrimodalNetwork(_config(**changes)).eval()
+
+
+@pytest.mark.parametrize("fusion", ["concat", "vdafm_pooled"])
+@pytest.mark.parametrize("present", [PATTERNS, [(False, True, True)] * 4, [(True, True, True)] * 4])
+def test_every_parameter_gets_a_gradient_on_every_batch(fusion: str, present: list[tuple[bool, ...]]) -> None:
+    network = _network(fusion=fusion, planes=("flair",)).train()
+    batch = _batch(present, planes=True)
+    losses = total_loss(network.scored(batch, network(batch)), lambda_contrast=0.0, lambda_align=0.0)
+    losses.total.backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None] == []
+
+
+def test_a_batch_without_any_outcome_still_gives_every_parameter_a_gradient() -> None:
+    network = _network()
+    batch = replace(_batch(PATTERNS), outcome=torch.full((7,), torch.nan))
+    losses = total_loss(network.scored(batch, network(batch)), 0.02, 0.2)
+    losses.total.backward()
+    assert float(losses.outcome.detach()) == 0.0
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("fusion", ["concat", "vdafm_pooled"])
+def test_all_seven_patterns_in_one_batch_answer_as_they_do_alone(fusion: str) -> None:
+    network, batch = _network(fusion=fusion), _batch(PATTERNS)
+    together = network(batch).logit
+    for row in range(len(PATTERNS)):
+        alone = network(batch.map(lambda tensor, row=row: tensor[row : row + 1])).logit
+        torch.testing.assert_close(alone[0], together[row], rtol=1e-4, atol=1e-5)
+
+
+def test_what_stands_in_the_fields_of_an_absent_modality_changes_nothing() -> None:
+    network, batch = _network(), _batch(PATTERNS)
+    image, text, table = (~batch.modality_present).unbind(dim=1)
+    noisy = replace(
+        batch,
+        volume=torch.where(image[:, None, None, None, None], 255 - batch.volume, batch.volume),
+        facts=torch.where(image[:, None], torch.nan, batch.facts),
+        text=torch.where(text[:, None], 100.0, batch.text),
+        table=torch.where(table[:, None], -5.0, batch.table),
+    )
+    torch.testing.assert_close(network(noisy).logit, network(batch).logit)
+
+
+def test_facts_vanish_with_the_image() -> None:
+    network = _network()
+    present, absent = _batch([(True, True, True)] * 2), _batch([(False, True, True)] * 2)
+    assert not torch.equal(network(present).logit, network(_with_facts(present, 10.0)).logit)
+    torch.testing.assert_close(network(absent).logit, network(_with_facts(absent, 10.0)).logit)
+
+
+def _with_facts(batch: Batch, shift: float) -> Batch:
+    return replace(batch, facts=batch.facts + shift)
+
+
+def test_fusing_encoded_modalities_again_equals_a_forward_pass_with_that_presence() -> None:
+    network, batch = _network(), _batch([(True, True, True)] * 3)
+    encoded = network.encode(batch)
+    for pattern in PATTERNS:
+        presence = torch.tensor([pattern] * 3)
+        expected = network(replace(batch, modality_present=presence)).logit
+        torch.testing.assert_close(network.fuse(encoded, presence).logit, expected)
+
+
+def test_codes_and_decoded_values_give_the_same_answer() -> None:
+    network, batch = _network(), _batch(PATTERNS)
+    decoded = replace(batch, volume=decode(batch.volume, SEQUENCES))
+    torch.testing.assert_close(network(decoded).logit, network(batch).logit, rtol=1e-4, atol=1e-5)
+
+
+def test_a_template_in_the_stem_equals_the_template_in_the_volume() -> None:
+    torch.manual_seed(0)
+    stem = PatchStem(3, (8, 8, 4), (4, 4, 2), 5)
+    stem.template.data.normal_()
+    present = torch.tensor([[True, False, True], [False, False, True]])
+    values = torch.randn(2, 3, 8, 8, 4) * present[:, :, None, None, None]
+    filled = torch.where(present[:, :, None, None, None], values, stem.template[None])
+    torch.testing.assert_close(stem(values, present), stem.project(filled), rtol=1e-4, atol=1e-5)
+
+
+def test_what_stands_in_an_absent_sequence_is_ignored_and_its_template_learns() -> None:
+    torch.manual_seed(0)
+    encoder = VolumeEncoder(SEQUENCES, SHAPE, 16, 0.0)
+    volume = torch.randint(1, 256, (2, 3, *SHAPE), dtype=torch.uint8)
+    present = torch.tensor([[True, False, True]] * 2)
+    other = volume.clone()
+    other[:, 1] = 7
+    torch.testing.assert_close(encoder(volume, present), encoder(other, present))
+    encoder(volume, present).sum().backward()
+    learned = encoder.stem.template.grad.abs().sum(dim=(1, 2, 3))
+    assert learned[1] > 0 and learned[0] == learned[2] == 0
+
+
+def test_an_absent_stack_of_planes_is_replaced_by_the_template() -> None:
+    torch.manual_seed(0)
+    encoder = PlanesEncoder(16, 0.0)
+    planes = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8)
+    absent = torch.tensor([True, False])
+    torch.testing.assert_close(encoder(planes, absent)[1], encoder(255 - planes, absent)[1])
+    assert not torch.allclose(encoder(planes, absent)[0], encoder(255 - planes, absent)[0])
+
+
+def test_a_modality_that_is_not_used_is_not_built_and_not_looked_at() -> None:
+    network, batch = _network(use_modalities=("table",)), _batch([(True, True, True)] * 2)
+    assert network.image is None and network.text is None
+    other = replace(batch, volume=None, text=torch.zeros_like(batch.text))
+    torch.testing.assert_close(network(other).logit, network(batch).logit)
+
+
+def test_a_missing_value_is_not_the_mean() -> None:
+    network, batch = _network(), _batch([(False, False, True)])
+    mean = replace(batch, table=torch.tensor([[70.0, 0.0]]))
+    missing = replace(batch, table=torch.tensor([[torch.nan, 0.0]]))
+    assert not torch.allclose(network(mean).logit, network(missing).logit)
+
+
+def test_another_number_of_table_columns_is_refused_with_both_numbers() -> None:
+    batch = replace(_batch(PATTERNS), table=torch.zeros(7, 5))
+    with pytest.raises(ShapeError, match="5 feature columns; the network was fitted for 2"):
+        _network()(batch)
+
+
+def test_heads_that_do_not_divide_the_width_are_refused() -> None:
+    with pytest.raises(ValidationError, match="fusion_heads is 5; it must divide width"):
+        _config(fusion_heads=5)
+
+
+def test_the_contract_survives_json() -> None:
+    config = _config()
+    assert NetworkConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_rows_are_read_by_name_with_unknown_as_nan() -> None:
+    columns = (FeatureColumn(name="f_volume_ml", log=True), FeatureColumn(name="sex", level="M"))
+    rows = [{"f_volume_ml": np.e - 1, "sex": "M"}, {"sex": "F"}, {"f_volume_ml": None, "sex": float("nan")}]
+    np.testing.assert_allclose(encode_rows(columns, rows), [[1, 1], [np.nan, 0], [np.nan, np.nan]], rtol=1e-6)
+
+
+def test_columns_are_scaled_as_numpy_would_and_empty_ones_left_out() -> None:
+    rows = [{"age": 60.0, "side": "left", "none": None}, {"age": 80.0, "side": "right", "none": None}]
+    age, left, right = fit_columns(rows, ["age", "side", "none"])
+    assert (age.mean, age.sd) == (70.0, 10.0)
+    assert (left.level, right.level, left.mean) == ("left", "right", 0.5)
