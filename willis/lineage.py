@@ -83,7 +83,7 @@ def lineage(prediction_id: str, settings: Settings) -> LineageChain:
     if found is None:
         raise InputError(
             f"the prediction log holds no prediction {prediction_id!r}; it may have been erased or have "
-            f"outlived retention_days = {settings.retention_days} (WILLIS_DATABASE_URL, WILLIS_RETENTION_DAYS)"
+            f"outlived {settings.retention_days} days (WILLIS_DATABASE_URL, WILLIS_RETENTION_DAYS)"
         )
     row = found.row
     bundle = Registry.open(settings).fetch(row.bundle_version)
