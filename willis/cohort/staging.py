@@ -1,0 +1,124 @@
+"""A folder that is whole or not there.
+
+Everything is built in a hidden folder beside the destination and moved in one rename. The hidden folder keeps
+the plan it was made for: a run that was cut off is taken up where it stopped, another plan starts afresh.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from willis.errors import CohortError
+
+_PLAN, _LOCK = ".plan.json", ".lock"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def plan_of(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the bytes: the parameters, and the code of this package that turns them into patients."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    plan: dict[str, Any] = json.loads(json.dumps({"params": dict(params), "code": digest[:16]}))
+    return plan
+
+
+def finished(out: Path, record: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The summary of what stands at `out` if it was made by the same plan; None if nothing stands there.
+
+    Raises:
+        CohortError: something else stands there.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    try:
+        found = json.loads((out / record).read_text())
+        if found["plan"] == plan:
+            summary: dict[str, Any] = found["summary"]
+            return summary
+    except (OSError, ValueError, KeyError):
+        pass
+    raise CohortError(f"{out} is taken by something else; remove it or choose another folder (--out)")
+
+
+@contextmanager
+def staged(out: Path, plan: Mapping[str, Any], *, num_bytes: int) -> Iterator[Path]:
+    """Give a hidden folder to build in; move it to `out` if the block ends well.
+
+    Args:
+        out: where the whole folder goes.
+        plan: a hidden folder left by the same plan is gone on with, any other is removed.
+        num_bytes: how much the whole will take, about.
+
+    Raises:
+        CohortError: another run holds the folder, or there is no space; what is written is kept.
+    """
+    partial = out.parent / f".{out.name}.partial"
+    with _explained(partial, num_bytes):
+        partial.mkdir(parents=True, exist_ok=True)
+        with _held(partial):
+            _start(partial, plan)
+            _check_space(partial, num_bytes)
+            yield partial
+            for name in (_PLAN, _LOCK):
+                (partial / name).unlink()
+            partial.rename(out)
+
+
+@contextmanager
+def _held(partial: Path) -> Iterator[None]:
+    with (partial / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CohortError(f"another run is building {partial}; wait for it or end it") from None
+        yield
+
+
+def _start(partial: Path, plan: Mapping[str, Any]) -> None:
+    """Go on with what the same plan left, or empty the folder."""
+    path = partial / _PLAN
+    text = json.dumps(plan)
+    if path.is_file() and path.read_text() == text:
+        return
+    for found in partial.iterdir():
+        if found.name != _LOCK:
+            shutil.rmtree(found) if found.is_dir() else found.unlink()
+    path.write_text(text)
+
+
+def _check_space(partial: Path, num_bytes: int) -> None:
+    written = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+    free = shutil.disk_usage(partial).free
+    if free < num_bytes - written:
+        raise _no_space(partial, num_bytes)
+
+
+@contextmanager
+def _explained(partial: Path, num_bytes: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise _no_space(partial, num_bytes) from None
+    except BrokenProcessPool:
+        raise CohortError(
+            f"a process was killed from outside (out of memory?) while building {partial}; "
+            "what is finished is kept: run the same command again"
+        ) from None
+
+
+def _no_space(partial: Path, num_bytes: int) -> CohortError:
+    free = shutil.disk_usage(partial if partial.exists() else partial.parent).free
+    return CohortError(
+        f"no space: the cohort needs about {num_bytes / 1e6:.0f} MB and {free / 1e6:.0f} MB are free "
+        f"({os.fspath(partial)}); what is finished is kept: free some space and run the same command again"
+    )
