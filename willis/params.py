@@ -41,6 +41,8 @@ class CohortParams(Section):
     """Scanners that patients are drawn from; `new` is kept for the drift scenario."""
     without_infarct: Share = 0.0
     """Share of studies without an infarct."""
+    ceiling_draws: Whole = Field(120_000, ge=1000)
+    """Patients that the boosted check of the ceilings learns from."""
     num_workers: Whole = Field(0, ge=0, description="0 means one per core")
 
 
