@@ -1,7 +1,6 @@
 """The step `evaluate` on a small trained network: what it writes, what it refuses, what it never reads."""
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,9 +143,12 @@ def test_evaluation_and_serving_give_the_same_numbers(evaluated, circle):
     assert alone.probability == pytest.approx(rows.loc[alone.case_id, "p"], abs=1e-6)
 
 
-def test_a_second_run_gives_the_same_numbers(evaluated, circle, tmp_path):
+def test_a_second_run_gives_the_same_numbers_and_replaces_the_folder_whole(evaluated, circle, tmp_path):
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "stale.txt").write_text("of another run")
     again = circle.evaluate(tmp_path / "again")
     assert again.model_copy(update={"seconds": 0.0}) == evaluated[1].model_copy(update={"seconds": 0.0})
+    assert not (tmp_path / "again" / "stale.txt").exists()
 
 
 def test_nothing_that_is_fitted_hangs_on_test_patients(evaluated, circle, tmp_path):
@@ -210,15 +212,6 @@ def test_features_of_another_ingest_are_refused(circle, tmp_path):
     circle.table.iloc[::-1].to_parquet(tmp_path / "features" / "training_table.parquet")
     with pytest.raises(StepError, match="run `willis featurize` again"):
         circle.evaluate(tmp_path / "out", features=tmp_path / "features")
-
-
-def test_an_evaluation_that_exists_is_replaced_whole(circle, tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "stale.txt").write_text("of another run")
-    circle.evaluate(out)
-    assert not (out / "stale.txt").exists()
-    shutil.rmtree(out)
 
 
 def test_the_card_opens_with_the_notice_and_names_every_rival(evaluated):

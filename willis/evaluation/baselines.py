@@ -128,7 +128,7 @@ def _logistic(outcome: Numbers, seed: int) -> Any:
     if smallest < 5:
         return pipeline
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
-    grid = {"logisticregression__C": [0.003, 0.01, 0.03, 0.1, 0.3, 1.0]}
+    grid = {"logisticregression__C": [0.01, 0.03, 0.1, 0.3]}
     return GridSearchCV(pipeline, grid, scoring="neg_log_loss", cv=folds)
 
 

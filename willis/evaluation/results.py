@@ -208,3 +208,32 @@ class Evaluation(Result):
             if rival.name == name:
                 return rival
         raise KeyError(name)
+
+
+class ModelOnFolds(Result):
+    """One model over all folds: mean AUC, its interval over patients, spread between folds."""
+
+    name: str
+    auc: Interval
+    fold_sd: float
+    auc_of_mean_prediction: float
+
+
+class Lead(Result):
+    """The network's paired lead over a rival, mean AUC over folds."""
+
+    over: str
+    auc: Interval
+
+
+class FoldsResult(Result):
+    """Cross-validation on given folds; folds.json."""
+
+    task: str
+    num_patients: int
+    num_poor: int
+    num_repeats: int
+    num_folds: int
+    absent: tuple[str, ...]
+    models: tuple[ModelOnFolds, ...]
+    leads: tuple[Lead, ...]

@@ -1,0 +1,72 @@
+"""Cross-validation trains the real network on small data, goes on after a kill, and sees no test outcome."""
+
+import pandas as pd
+import pytest
+
+from tests.fixtures.arrays import write_tiny_cohort
+from willis.evaluation.folds import evaluate_folds
+from willis.params import TrainParams
+
+PARAMS = TrainParams(epochs=2, width=32, contrast_width=16, batch_size=32, num_workers=1)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    root = tmp_path_factory.mktemp("folds")
+    cohort = write_tiny_cohort(root, num_patients=90, seed=2)
+    table = pd.read_parquet(cohort.features / "training_table.parquet")
+    labelled = table.loc[table["poor_outcome"].notna(), "patient_id"].tolist()
+    plan = pd.DataFrame({"task": "poor_outcome", "repeat": 0, "participant_id": labelled})
+    plan["fold"] = range(len(plan))
+    plan["fold"] %= 2
+    plan.to_csv(root / "folds.tsv", sep="\t", index=False)
+    return cohort, root / "folds.tsv"
+
+
+@pytest.fixture(scope="module")
+def ran(tiny, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    cohort, plan = tiny
+    return out, evaluate_folds(cohort.ingest, cohort.features, plan, "poor_outcome", out, PARAMS)
+
+
+def test_every_model_predicts_every_patient_once(ran, tiny):
+    out, found = ran
+    assert {model.name for model in found.models} == {"willis", "boosting", "logistic"}
+    assert {lead.over for lead in found.leads} == {"boosting", "logistic"}
+    assert found.num_patients == len(pd.read_csv(tiny[1], sep="\t"))
+    assert len(list(out.glob("predictions/*/*.parquet"))) == 6
+    assert not list(out.glob("work/*"))
+
+
+def test_a_run_that_was_killed_goes_on_with_what_is_missing(ran, tiny):
+    out, found = ran
+    cohort, plan = tiny
+    paths = sorted(out.glob("predictions/*/*.parquet"))
+    lost = next(path for path in paths if path.parent.name.startswith("willis"))
+    kept = {path: path.stat().st_mtime_ns for path in paths if path != lost}
+    lost.unlink()
+    again = evaluate_folds(cohort.ingest, cohort.features, plan, "poor_outcome", out, PARAMS)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert again == found
+
+
+def test_outcomes_of_the_tested_fold_change_no_prediction(ran, tiny, tmp_path):
+    """Turn over the outcomes of fold 1: what is predicted for fold 1 (trained on fold 0) stays."""
+    cohort, plan = tiny
+    table = pd.read_parquet(cohort.features / "training_table.parquet")
+    rows = pd.read_csv(plan, sep="\t")
+    turned = table["patient_id"].isin(rows.loc[rows["fold"] == 1, "participant_id"])
+    table.loc[turned, "poor_outcome"] = 1 - table.loc[turned, "poor_outcome"]
+    features = tmp_path / "features"
+    features.mkdir()
+    table.to_parquet(features / "training_table.parquet")
+    evaluate_folds(cohort.ingest, features, plan, "poor_outcome", tmp_path / "out", PARAMS)
+    for model in ("willis", "boosting", "logistic"):
+        before, after = (
+            pd.read_parquet(next(folder.glob(f"predictions/{model}-*/r0-f1.parquet"))).set_index(
+                "patient_id"
+            )["p"]
+            for folder in (ran[0], tmp_path / "out")
+        )
+        assert after.to_numpy() == pytest.approx(before.to_numpy(), abs=1e-6)

@@ -1,0 +1,43 @@
+"""Training one fold in this process: the plain loop of `willis.training`, without a cluster."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from willis.imaging.shards import StudyArrays
+from willis.inference import Predictor
+from willis.models.decision import Calibration
+from willis.models.network import TrimodalNetwork
+from willis.models.text import TextEncoder
+from willis.params import TrainParams
+from willis.training.checkpoints import Checkpoints
+from willis.training.dataset import fit_config, read_cases, read_table
+from willis.training.loop import Job, World, fit
+
+
+def train_fold(
+    ingest: Path, features: Path, split: Mapping[str, str], work: Path, embeddings: Path, params: TrainParams
+) -> Predictor:
+    """Train on the patients that `split` calls train, stop early on those that it calls validation.
+
+    Args:
+        ingest: output of `ingest`.
+        features: output of `featurize`; its own split is replaced.
+        split: patient id -> train, validation or test; patients without an entry are not used at all.
+        work: checkpoints go here; a killed run goes on from them.
+        embeddings: cache of text embeddings, shared by all folds (the text encoder is frozen).
+        params: section `train`.
+    """
+    arrays = StudyArrays.open(ingest)
+    frame = read_table(features, arrays)
+    frame = frame.assign(split=frame["patient_id"].astype(str).map(dict(split)).fillna("unused"))
+    config = fit_config(frame, arrays, params)
+    encoder = TextEncoder.load(params.text_encoder, embeddings)
+    reads = "text" in params.use_modalities
+    cases = read_cases(frame, arrays, config, encoder if reads else None)
+    named = "\n".join([params.model_dump_json(), config.model_dump_json(), cases.digest()])
+    checkpoints = Checkpoints(work, hashlib.sha256(named.encode()).hexdigest())
+    state = fit(Job(cases, config, params, checkpoints), World())
+    network = TrimodalNetwork(config)
+    network.load_state_dict(state.best)
+    return Predictor(network, Calibration(), encoder)
