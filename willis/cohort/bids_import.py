@@ -14,6 +14,7 @@ from willis.cohort.intake import (
     place,
     place_study,
     same_bytes,
+    separator_of,
     with_progress,
 )
 from willis.errors import TableError
@@ -125,9 +126,7 @@ def _read(path: Path) -> "pd.DataFrame":
     try:
         if path.suffix.lower() == ".xlsx":
             return pd.read_excel(path, dtype=str, keep_default_na=False)
-        separator = "\t" if path.suffix.lower() == ".tsv" else None
-        return pd.read_csv(
-            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", engine="python"
-        )
+        separator = separator_of(path)
+        return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (ValueError, OSError, KeyError) as error:
         raise TableError(f"{path} is not readable as a table: {error}") from None

@@ -174,8 +174,12 @@ def private_surprise(dataset: "Dataset") -> str | None:
 def holds(text: str, words: Iterable[str]) -> bool:
     """True when a text has one of the words: as a whole, or inside another if long enough to tell."""
     lower = text.lower()
-    parts = {lower.strip()} | set(_WORD.findall(lower)) | set(re.findall(r"[^\W_]+", lower))
-    return any(word in parts or (len(word) >= 5 and word in lower) for word in words)
+    near = (word for word in words if word in lower)
+    return any(len(word) >= 5 or _whole(word).search(lower) for word in near)
+
+
+def _whole(word: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![^\W_]){re.escape(word)}(?![^\W_])")
 
 
 def scrub_volume(source: Path, target: Path) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from willis.cohort.bids import MISSING, ClinicalTable, LeftOut
 from willis.cohort.deidentify import Pseudonyms
+from willis.cohort.intake import separator_of
 from willis.cohort.schema import CLINICAL_COLUMNS
 from willis.errors import TableError
 
@@ -33,11 +34,9 @@ def read_hospital_table(path: Path | None, names: Pseudonyms) -> ClinicalTable:
 
     if path is None:
         return ClinicalTable(pd.DataFrame({"participant_id": []}, dtype=str), ())
-    separator = "\t" if path.suffix.lower() == ".tsv" else None
     try:
-        frame = pd.read_csv(
-            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", engine="python"
-        )
+        separator = separator_of(path)
+        frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise TableError(f"{path} is not readable as a table: {type(error).__name__}") from None
     allowed = (_KEY, "sex", *_NUMBERS, *_TIMES)

@@ -131,10 +131,13 @@ def canonical_name(study: StudyFiles, sequence: str, source: Path) -> Path:
 
 
 def with_progress(items: Sequence[T], what: str) -> Iterable[T]:
-    """Walk through items behind a progress bar."""
+    """Walk through items behind a progress bar, where there is a screen to see it."""
+    from rich.console import Console
     from rich.progress import track
 
-    return track(items, description=what, transient=True)
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    return track(items, description=what, console=console, transient=True, disable=hidden)
 
 
 def same_bytes(studies: Iterable[StudyFiles]) -> dict[str, LeftOut]:
@@ -214,6 +217,13 @@ def finish(
 def write_table(path: Path, frame: "pd.DataFrame") -> None:
     """Write a participants.tsv: tab-separated, `n/a` where a value is missing."""
     frame.to_csv(path, sep="\t", index=False, na_rep="n/a", lineterminator="\n")
+
+
+def separator_of(path: Path) -> str:
+    """Tab, semicolon or comma, whichever the first line has most of; pandas would try spaces too."""
+    with path.open(encoding="utf-8-sig", errors="replace") as stream:
+        first = stream.readline()
+    return max(",;\t", key=first.count)
 
 
 def write_json(path: Path, content: object) -> None:

@@ -138,15 +138,14 @@ def _request(
     remote = settings.dvc_remote
     if "://" in remote and not remote.startswith("s3://"):
         raise StoreError(f"WILLIS_DVC_REMOTE is {remote!r}; it must be a folder or s3://bucket/prefix")
-    keys = (settings.s3_access_key, settings.s3_secret_key)
-    access, secret = (key.get_secret_value() if key else None for key in keys)
+    access, secret = settings.s3_access_key, settings.s3_secret_key
     return _Request(
         action=action,
         cohort=cohort.absolute(),
         remote=remote.rstrip("/") if "://" in remote else str(Path(remote).absolute()),
         endpoint_url=settings.s3_endpoint_url,
-        access_key=access,
-        secret_key=secret,
+        access_key=access.get_secret_value() if access else None,
+        secret_key=secret.get_secret_value() if secret else None,
         timeout_s=timeout_s,
     )
 
@@ -167,7 +166,9 @@ def _ask(request: _Request) -> _Event:
     said = ask(
         "willis.stores.versions", request.model_dump_json(), _environment(state), log, request.timeout_s
     )
-    with closing(said), Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    with closing(said), Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         task = progress.add_task(last.stage, total=None)
         try:
             for line in said:
@@ -390,8 +391,7 @@ def _work(text: str, say: Callable[[str], None]) -> None:
         worker.tell(_Event.model_validate({"kind": "done", **answered}))
     except Exception as error:
         traceback.print_exc()
-        known = isinstance(error, StoreError)
-        message = str(error) if known else f"{type(error).__name__}: {error}"
+        message = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
         say(_Event(kind="error", message=message).model_dump_json())
 
 
