@@ -22,6 +22,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import Scope
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SHARED = "PROMETHEUS_MULTIPROC_DIR"
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 6, 12, 30)
 
 
@@ -29,6 +30,8 @@ class Metrics:
     """Counters of one process."""
 
     def __init__(self) -> None:
+        if _SHARED in os.environ:
+            Path(os.environ[_SHARED]).mkdir(parents=True, exist_ok=True)
         own = CollectorRegistry()
         self._own, self._num_in_flight = own, 0
         self._requests = Counter(
@@ -101,7 +104,7 @@ class Metrics:
         return self._counted() + (watched.read_bytes() if watched and watched.is_file() else b"")
 
     def _counted(self) -> bytes:
-        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        if _SHARED not in os.environ:
             return generate_latest(self._own)
         joined = CollectorRegistry()
         MultiProcessCollector(joined)
