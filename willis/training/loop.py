@@ -278,9 +278,11 @@ def _check_splits(cases: Cases) -> None:
 
 def _not_finite(epoch: int, at: int, share: Share, losses: Losses) -> str:
     rows = ", ".join(str(row) for row in share.rows[share.weight > 0])
-    terms = f"outcome {float(losses.outcome):g}, contrast {float(losses.contrast):g}, "
+    total, outcome, contrast, align = (
+        float(term.detach()) for term in (losses.total, losses.outcome, losses.contrast, losses.align)
+    )
     return (
-        f"the loss is {float(losses.total):g} in epoch {epoch}, step {at} ({terms}"
-        f"alignment {float(losses.align):g}); the batch is rows {rows} of training_table.parquet: "
+        f"the loss is {total:g} in epoch {epoch}, step {at} (outcome {outcome:g}, contrast {contrast:g}, "
+        f"alignment {align:g}); the batch is rows {rows} of training_table.parquet: "
         "look for infinite values there, or lower params.yaml: train.learning_rate"
     )
