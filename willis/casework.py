@@ -10,19 +10,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
-from willis.cohort.bids import StudyFiles
+from willis.cohort.bids import Cohort, StudyFiles
 from willis.cohort.schema import CLINICAL_COLUMNS, ClinicalRow
-from willis.errors import ReportError, ServiceError, WillisError
+from willis.errors import CohortError, ReportError, ServiceError, StudyError, WillisError
 from willis.imaging.grid import Grid
 from willis.imaging.lesion import Facts
 from willis.imaging.prepare import PreparedStudy, prepare_study, template_brain
 from willis.imaging.territory import load_map
-from willis.models.case import Case
-from willis.params import DeployParams, IngestParams, ReportParams
+from willis.models.case import Case, clinical_row
+from willis.params import DeployParams, IngestParams, Params, ReportParams
 from willis.pseudonym import pseudonym
 from willis.reports.grounding import ground
 from willis.reports.measured import measured_numbers
@@ -30,9 +31,12 @@ from willis.reports.schema import Findings, Report, refuse_forbidden, report_col
 from willis.reports.writer import ReportWriter, Study, read_study, writer_for
 from willis.settings import Settings
 
+if TYPE_CHECKING:
+    from willis.inference import Prediction
+
 __all__ = [
     "CaseReport", "Caseworker", "ClinicalRow", "DeployParams", "Facts", "Findings", "IngestParams",
-    "PreparedCase", "PreparedStudy", "Report", "ReportParams", "pseudonym",
+    "PreparedCase", "PreparedStudy", "Report", "ReportParams", "predict_cohort", "pseudonym",
 ]  # fmt: skip
 
 Space = Literal["native", "mni152"]
@@ -225,3 +229,84 @@ class Caseworker:
         )
         warnings = (*(study.warnings if study else ()), *report.warnings)
         return PreparedCase(case, case.facts, report, warnings, feature_times or {})
+
+
+class CasePrediction(BaseModel):
+    """What `willis predict` says about one study."""
+
+    model_config = ConfigDict(frozen=True)
+
+    case_id: str
+    bundle_version: str
+    probability: float
+    prediction_set: tuple[str, ...]
+    modalities_used: tuple[str, ...]
+    attribution: dict[str, float]
+    prevalence: float
+    report: str | None
+    warnings: tuple[str, ...] = ()
+
+
+def predict_cohort(cohort: Path, bundle: str, params: Params, settings: Settings) -> list[CasePrediction]:
+    """Predict every study of a canonical cohort by the road of the endpoint; nothing is logged.
+
+    Args:
+        cohort: BIDS folder; the table is used where it has a row for the patient.
+        bundle: version or alias in the registry.
+        params: the sections ingest and report.
+        settings: registry and report server.
+
+    Returns:
+        One prediction per usable study, in the cohort's order; broken ones are told on stderr.
+
+    Raises:
+        InputError: the registry holds no such bundle, or no study of the cohort can be used.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from willis.cohort.bids import read_cohort
+    from willis.inference import Predictor
+    from willis.stores.registry import Registry
+
+    console = Console(stderr=True)
+    predictor = Predictor.from_bundle(Registry.open(settings).fetch(bundle).folder)
+    work = Caseworker(params.ingest, params.report, settings)
+    found = read_cohort(cohort)
+    rows = _clinical_rows(found, params.ingest)
+    predictions: list[CasePrediction] = []
+    for study in track(found.studies, "predicting", console=console, transient=True):
+        try:
+            prepared = work.prepare_files(study)
+        except StudyError as error:
+            console.print(f"{study.study_id} is left out: {error}", highlight=False)
+            continue
+        text = work.write_report(prepared)
+        case = work.assemble(study.study_id, prepared, rows.get(study.patient_id), text)
+        predictions.append(_told(case, predictor.predict([case.case])[0], predictor.version or bundle))
+    if not predictions:
+        raise CohortError(f"{cohort} has {len(found.studies)} studies, and none of them can be used")
+    return predictions
+
+
+def _clinical_rows(cohort: Cohort, ingest: IngestParams) -> dict[str, ClinicalRow]:
+    from willis.cohort.table import clean_table, for_patients
+
+    table = clean_table(cohort.read_table(), ingest.columns, ingest.ignored_columns, ingest.outcome_column)
+    frame = for_patients(table, cohort.patient_ids)
+    records = [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+    return {str(row["patient_id"]): clinical_row(row) for row in records if row["has_table"]}
+
+
+def _told(case: PreparedCase, prediction: "Prediction", version: str) -> CasePrediction:
+    return CasePrediction(
+        case_id=prediction.case_id,
+        bundle_version=version,
+        probability=prediction.probability,
+        prediction_set=prediction.prediction_set,
+        modalities_used=prediction.modalities_used,
+        attribution=prediction.attribution,
+        prevalence=prediction.prevalence,
+        report=case.report.text,
+        warnings=case.warnings,
+    )
