@@ -1,10 +1,14 @@
 """Rows that look like a reference or a window of the prediction log, for tests of the monitor."""
 
+from datetime import datetime, timedelta
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
-from willis.cohort.schema import CATEGORIES, FLAGS, NUMBERS
+from willis.cohort.schema import CATEGORIES, CLINICAL_COLUMNS, FLAGS, MODALITIES, NUMBERS
 from willis.monitoring.reference import sample_reference
+from willis.stores.predictions import PredictionRow
 
 WIDTH = 16
 REGIONS = ("mca", "pca", "aca", "lacune", "vertebrobasilar")
@@ -49,3 +53,42 @@ def patient_rows(num_rows: int, seed: int, *, new_scanner: bool = False) -> pd.D
     p = 1 / (1 + np.exp(-(severity - 0.6)))
     embedding = rng.normal(size=(num_rows, WIDTH)) + severity[:, None] * 0.5 + (0.6 if new_scanner else 0)
     return sample_reference(rows, list(rows["patient"]), p, embedding, num_rows)
+
+
+def log_rows(rows: pd.DataFrame, bundle_version: str, start: datetime) -> list[PredictionRow]:
+    """The same patients as rows of the prediction log, one a minute from `start` on."""
+    return [
+        _log_row(row, f"{bundle_version}-{start:%d%H}-{k}", bundle_version, start + timedelta(minutes=k))
+        for k, row in enumerate(rows.to_dict("records"))
+    ]
+
+
+def _log_row(row: dict[str, Any], name: str, bundle_version: str, at: datetime) -> PredictionRow:
+    def part(prefix: str) -> dict[str, Any]:
+        return {str(k).removeprefix(prefix): _plain(v) for k, v in row.items() if str(k).startswith(prefix)}
+
+    embedding = [value for key, value in row.items() if str(key).startswith("embedding_")]
+    return PredictionRow(
+        prediction_id=name,
+        created_at=at,
+        request_id=name,
+        bundle_version=bundle_version,
+        modalities_used=tuple(name for name in MODALITIES if row[f"has_{name}"]),
+        probability=row["p"],
+        probability_raw=row["p"],
+        prediction_set=("good",),
+        attribution={},
+        embedding=np.array(embedding, dtype=np.float32),
+        answer="{}",
+        patient=row["patient"],
+        table={column.name: _plain(row[column.name]) for column in CLINICAL_COLUMNS},
+        facts=part("f_"),
+        report=part("r_"),
+        grounding_score=_plain(row["grounding_score"]),
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if value != value else value

@@ -7,7 +7,13 @@ from scipy.spatial.distance import jensenshannon as scipy_jensenshannon
 from scipy.stats import binom, wasserstein_distance
 
 from tests.watched_rows import patient_rows
-from willis.monitoring.reference import WatchedColumn, as_categories, watched_columns
+from willis.monitoring.reference import (
+    WatchedColumn,
+    as_categories,
+    as_numbers,
+    embedding_columns,
+    watched_columns,
+)
 from willis.monitoring.windows import (
     MAX_EXCESS,
     Resamples,
@@ -20,6 +26,7 @@ from willis.monitoring.windows import (
     resampled_jensenshannon,
     resampled_wasserstein,
 )
+from willis.params import MonitorParams
 
 ROWS, WINDOW, DRAWS = 40, 25, 100
 
@@ -130,3 +137,50 @@ def test_the_chance_of_a_summed_excess_grows_with_the_columns() -> None:
     resamples = Resamples.draw(60, 60, 300, seed=0)
     limits = [column_limits(c, reference, resamples, 0.99) for c in watched_columns(reference)]
     assert 0 < chance_excess(limits[:10], 0.99) <= chance_excess(limits, 0.99)
+
+
+def verdicts(reference: pd.DataFrame, windows: list[pd.DataFrame], params: MonitorParams) -> list[bool]:
+    """The monitor's rule with scipy in Evidently's place; tests/integration holds the two equal."""
+    size = len(windows[0])
+    resamples = Resamples.draw(len(reference), size, params.num_resamples, params.seed)
+    watched = watched_columns(reference)
+    limits = [column_limits(c, reference, resamples, params.quantile) for c in watched]
+    limits.append(embedding_limits(reference, resamples, params.quantile))
+    chance = chance_excess(limits, params.quantile)
+    found = []
+    for window in windows:
+        assert len(window) == size
+        values = [slow_statistic(c, reference, window) for c in watched]
+        names = embedding_columns(reference)
+        values.append(float(np.linalg.norm(reference[names].mean() - window[names].mean())))
+        pairs = [(v, limit.statistic) for v, limit in zip(values, limits, strict=True) if limit.statistic]
+        beyond = np.array([excess(np.array(value), limit).item() for value, limit in pairs])
+        found.append(bool((beyond > 0).mean() >= params.drift_share and beyond.sum() > chance))
+    return found
+
+
+def slow_statistic(column: WatchedColumn, reference: pd.DataFrame, window: pd.DataFrame) -> float:
+    if column.kind == "number":
+        then, now = (as_numbers(frame[column.name]) for frame in (reference, window))
+        then, now = then[~np.isnan(then)], now[~np.isnan(now)]
+        return float(wasserstein_distance(then, now) / max(then.std(), 0.001))
+    counts = [as_categories(frame[column.name]).value_counts() for frame in (reference, window)]
+    levels = sorted(set(counts[0].index) | set(counts[1].index))
+    if not levels:
+        return 0.0
+    return float(scipy_jensenshannon(*(count.reindex(levels).fillna(0) for count in counts)))
+
+
+def test_of_forty_ordinary_windows_hardly_one_drifts() -> None:
+    """Eight references of the demo's size, five windows each; 2 % is what a quantile of 99 % may cost."""
+    false_alarms = 0
+    for k in range(8):
+        windows = [patient_rows(80, 7000 + 10 * k + w) for w in range(5)]
+        false_alarms += sum(verdicts(patient_rows(60, 1000 + k), windows, MonitorParams()))
+    assert false_alarms <= binom.ppf(0.995, 40, 0.02)
+
+
+@pytest.mark.parametrize("size", [40, 80, 160])
+def test_every_window_of_a_new_scanner_drifts(size: int) -> None:
+    windows = [patient_rows(size, 9000 + w, new_scanner=True) for w in range(3)]
+    assert all(verdicts(patient_rows(60, 1000 + size), windows, MonitorParams()))

@@ -45,9 +45,11 @@ def _columns(summary: MonitorSummary, registry: "CollectorRegistry") -> None:
     kind = ("column", "group")
     drift = _gauge(registry, "willis_column_drift", "Statistic over threshold; above 1 rings", *kind)
     missing = _gauge(registry, "willis_column_missing_share", "Share of missing values", *kind)
+    before = _gauge(registry, "willis_column_reference_missing_share", "The same, in the reference", *kind)
     for column in summary.columns:
         labels = (summary.version, column.name, column.group)
         missing.labels(*labels).set(column.missing_window)
+        before.labels(*labels).set(column.missing_reference)
         if column.statistic is not None and column.threshold:
             drift.labels(*labels).set(column.statistic / column.threshold)
 
@@ -55,11 +57,11 @@ def _columns(summary: MonitorSummary, registry: "CollectorRegistry") -> None:
 def _outcomes(summary: MonitorSummary, registry: "CollectorRegistry") -> None:
     found = summary.performance
     for name, meaning, value in (
-        ("willis_outcomes", "Outcomes known for the last window", found.num_outcomes),
-        ("willis_outcome_auc", "AUC against the outcomes known so far", found.auc),
-        ("willis_outcome_auc_low", "Lower end of its 95 % interval", found.auc_low),
-        ("willis_outcome_auc_high", "Upper end of its 95 % interval", found.auc_high),
-        ("willis_outcome_brier", "Brier score against the outcomes known so far", found.brier),
+        ("willis_window_outcomes", "Outcomes known for the last window", found.num_outcomes),
+        ("willis_window_auc", "AUC against the outcomes known so far", found.auc),
+        ("willis_window_auc_low", "Lower end of its 95 % interval", found.auc_low),
+        ("willis_window_auc_high", "Upper end of its 95 % interval", found.auc_high),
+        ("willis_window_brier", "Brier score against the outcomes known so far", found.brier),
     ):
         _gauge(registry, name, meaning).labels(summary.version).set(UNKNOWN if value is None else value)
 
@@ -67,4 +69,4 @@ def _outcomes(summary: MonitorSummary, registry: "CollectorRegistry") -> None:
 def _gauge(registry: "CollectorRegistry", name: str, meaning: str, *labels: str) -> "Gauge":
     from prometheus_client import Gauge
 
-    return Gauge(name, meaning, ["version", *labels], registry=registry)
+    return Gauge(name, meaning, ["bundle_version", *labels], registry=registry)
