@@ -1,5 +1,6 @@
 """DVC versions of a cohort on a folder and on a real S3 server that dies, hangs and comes back."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -155,8 +157,48 @@ def test_a_remote_that_hangs_is_given_up_after_the_timeout(tmp_path: Path, morta
     mortal_s3.pause()
     with pytest.raises(StoreError, match=r"said nothing for 6 s .*version.timeout_s.*same command again"):
         version(cohort, tmp_path / "out", VersionParams(timeout_s=6), settings)
-    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
-    assert not [line for line in lines if f"willis.stores.versions\0{os.getpid()}".encode() in line]
+    assert not processes_of(os.getpid())
+
+
+def processes_of(asker: int) -> list[int]:
+    """DVC processes that work for a process."""
+    wanted = f"willis.stores.versions\0{asker}\0".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.read_bytes().endswith(wanted):
+                found.append(int(path.parent.name))
+    return found
+
+
+def test_a_killed_run_leaves_no_process_behind_and_the_next_goes_on(
+    tmp_path: Path, mortal_s3: S3Server
+) -> None:
+    cohort, settings = make_cohort(tmp_path / "cohort", 2), s3_settings(mortal_s3, "killed")
+    mortal_s3.pause()
+    code = (
+        "import sys; from pathlib import Path; from willis.settings import Settings\n"
+        "from willis.params import VersionParams; from willis.steps.version import version\n"
+        "version(Path(sys.argv[1]), Path(sys.argv[2]), VersionParams(), Settings())"
+    )
+    secrets = {name: value.get_secret_value() for name in ("s3_access_key", "s3_secret_key")
+               if (value := getattr(settings, name))}  # fmt: skip
+    plain = {"dvc_remote": settings.dvc_remote, "s3_endpoint_url": str(settings.s3_endpoint_url)}
+    environment = os.environ | {f"WILLIS_{name.upper()}": value for name, value in (plain | secrets).items()}
+    run = subprocess.Popen([sys.executable, "-c", code, str(cohort), str(tmp_path / "out")], env=environment)
+    wait_until(lambda: bool(processes_of(run.pid)) and (versions_folder(cohort) / "cohort.dvc").exists())
+    run.kill()
+    run.wait()
+    wait_until(lambda: not processes_of(run.pid))
+    mortal_s3.resume()
+    assert version(cohort, tmp_path / "out", PARAMS, settings).num_pushed == 5
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline, "waited for a minute"
+        time.sleep(0.05)
 
 
 def test_a_wrong_key_is_refused_with_the_servers_word(tmp_path: Path, s3: S3Server) -> None:

@@ -1,6 +1,7 @@
 """What every import shares: a cohort built aside and moved into place whole; and erasure from a cohort."""
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ from willis.cohort.bids import (
     sidecar_of,
     space_of,
 )
-from willis.errors import CohortError
+from willis.errors import CohortError, StoreError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,6 +71,7 @@ def new_cohort(out: Path) -> Iterator[Path]:
 
     Raises:
         CohortError: `out` exists and is not empty.
+        StoreError: the disk is full.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CohortError(f"{out} exists; remove it or import into another folder")
@@ -84,6 +86,13 @@ def new_cohort(out: Path) -> Iterator[Path]:
         with suppress(FileNotFoundError):
             out.rmdir()
         aside.rename(out)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        free_mb = shutil.disk_usage(out.parent).free // 2**20
+        raise StoreError(
+            f"no space left for {out} ({free_mb} MB free before clearing up); nothing of it was kept"
+        ) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
