@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from willis.imaging.lesion import Facts
 from willis.reports.schema import Answer, Findings, Measured, Pattern, Region, Territory, volume_band
 
-LOW_ADC_MM2_S = 620e-6
-"""Ischemic core (Purushotham et al., Int J Stroke 10:348, 2015)."""
+LOW_ADC_MM2_S = 700e-6
+"""Below normal white matter (Helenius et al., AJNR 23:194, 2002); a lesion's mean lies above its core's 620e-6."""
 INVOLVED_ML = 0.1
 """A region counts as involved from this load on."""
 TERRITORY_SHARE = 0.10

@@ -81,7 +81,7 @@ def as_known_at(entities: "pd.DataFrame", settings: Settings) -> "pd.DataFrame":
     with _as_store_error("joining features", settings):
         store = _store(settings)
         names = [f"{view}:{column}" for view in VIEWS for column in _columns_of(store, view)]
-        with _closing_duckdb():
+        with _duckdb_session():
             job = store.get_historical_features(entity_df=asked, features=names, full_feature_names=True)
             joined = job.to_df()
     if len(joined) != len(asked) or set(joined["row_id"]) != set(asked["row_id"]):
@@ -112,7 +112,7 @@ def materialise(settings: Settings) -> None:
         _exclusive(settings),
         _as_store_error("materialising features", settings),
         _quiet(),
-        _closing_duckdb(),
+        _duckdb_session(),
     ):
         _store(settings).materialize(start, end)
     _opened.cache_clear()
@@ -365,12 +365,16 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _closing_duckdb() -> Iterator[None]:
+def _duckdb_session() -> Iterator[None]:
     """Close the connection that Feast leaves open through ibis; DuckDB complains of it when Python ends."""
+    import warnings
+
     import ibis  # type: ignore[import-untyped]
 
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=DeprecationWarning, module="ibis")
+            yield
     finally:
         ibis.get_backend().disconnect()
         ibis.options.default_backend = None
