@@ -122,17 +122,30 @@ def import_soop_command(source: Path, out: Out, as_json: AsJson = False) -> None
 @import_app.command("bids")
 def import_bids_command(source: Path, out: Out, as_json: AsJson = False) -> None:
     """Import a BIDS tree: the shapes of SOOP, ISLES'22 and ISLES'24 are known."""
-    from willis.cohort.intake import import_bids
+    from willis.cohort.bids_import import import_bids
 
     _show(import_bids(source, out), as_json)
 
 
 @import_app.command("dicom")
-def import_dicom_command(source: Path, out: Out, as_json: AsJson = False) -> None:
+def import_dicom_command(
+    source: Path,
+    out: Out,
+    table: Annotated[Path | None, typer.Option(help="The hospital's clinical table, CSV or TSV.")] = None,
+    as_json: AsJson = False,
+) -> None:
     """Import a folder of DICOM files, de-identified (keyed by WILLIS_PSEUDONYM_KEY)."""
     from willis.cohort.dicom import import_dicom
 
-    _show(import_dicom(source, out, settings().pseudonym_key.get_secret_value()), as_json)
+    _show(import_dicom(source, out, settings().pseudonym_key.get_secret_value(), table=table), as_json)
+
+
+@cohort_app.command("pseudonym")
+def cohort_pseudonym(patient_id: str) -> None:
+    """Print the id under which the intake filed a hospital's patient (keyed by WILLIS_PSEUDONYM_KEY)."""
+    from willis.cohort.deidentify import patient_pseudonym
+
+    typer.echo(patient_pseudonym(patient_id, settings().pseudonym_key.get_secret_value()))
 
 
 @app.command()

@@ -137,10 +137,10 @@ def _soop(folder: Path, root: Path, params: Params) -> Source:
 
 
 def _bids(folder: Path, root: Path, params: Params) -> Source:
-    from willis.cohort.intake import import_bids
+    from willis.cohort.bids_import import import_bids
 
     cohort = root / "cohort-bids"
-    key = key_of(str(folder), cohort_digest(folder), module_digests("willis.cohort.intake"))
+    key = key_of(str(folder), cohort_digest(folder), module_digests("willis.cohort.bids_import"))
     return replace(
         _soop(folder, root, params),
         title=f"the BIDS tree {folder.name}",
