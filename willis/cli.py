@@ -344,8 +344,18 @@ def predict(
 def lineage(prediction_id: str, as_json: AsJson = False) -> None:
     """Print the chain from a prediction back to the cohort it was learned from."""
     from willis.lineage import lineage as chain
+    from willis.lineage import render_lineage
 
-    _show(chain(prediction_id, settings()), as_json)
+    found = chain(prediction_id, settings())
+    typer.echo(found.model_dump_json(indent=2)) if as_json else Console().print(render_lineage(found))
+
+
+@app.command()
+def purge(as_json: AsJson = False) -> None:
+    """Erase predictions that have outlived WILLIS_RETENTION_DAYS; run it daily."""
+    from willis.forget import purge as erase
+
+    _show(erase(settings()), as_json)
 
 
 @app.command()

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from willis.inference import Prediction
+    from willis.casework import CasePrediction
 
 MAX_ITEMS = 8
 
@@ -20,7 +20,7 @@ def as_table(summary: BaseModel) -> Table:
     return table
 
 
-def predictions_table(predictions: Sequence["Prediction"]) -> Table:
+def predictions_table(predictions: Sequence["CasePrediction"]) -> Table:
     """One row per prediction; the notice stands above the numbers."""
     table = Table(title="P(mRS 3-6). For research, not for diagnosis.")
     for heading in ("case", "probability", "set", "modalities used"):
