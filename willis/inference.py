@@ -49,6 +49,12 @@ class Encodings:
     def __len__(self) -> int:
         return len(self.case_ids)
 
+    def take(self, rows: Sequence[int]) -> "Encodings":
+        """Some of the cases, in the order of `rows`."""
+        at = list(rows)
+        vectors = Encoded(*(t[at] for t in (self.encoded.image, self.encoded.text, self.encoded.table)))
+        return Encodings(tuple(self.case_ids[k] for k in at), vectors, self.present[at], self.table[at])
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -151,7 +157,7 @@ class Predictor:
         Raises:
             ShapeError: a volume or planes do not fit the model.
         """
-        return self.explain(self.encode(cases)) if cases else []
+        return self.explain(self.encode(cases))
 
     def encode(self, cases: Sequence[Case], batch_size: int = BATCH_SIZE) -> Encodings:
         """Run each case through its encoders once.
@@ -164,7 +170,10 @@ class Predictor:
             ShapeError: a volume or planes do not fit the model; names the case.
         """
         if not cases:
-            raise ShapeError("0 cases; at least one is needed (Predictor.encode)")
+            nothing = torch.zeros(0, self.config.width, device=self.device)
+            present = torch.zeros(0, len(MODALITIES), dtype=torch.bool, device=self.device)
+            table = torch.zeros(0, len(self.config.table_columns), device=self.device)
+            return Encodings((), Encoded(nothing, nothing, nothing), present, table)
         parts = []
         for start in range(0, len(cases), batch_size):
             chunk = cases[start : start + batch_size]
@@ -185,6 +194,8 @@ class Predictor:
 
     def explain(self, encodings: Encodings) -> list[Prediction]:
         """Ask the fusion about every subset of the modalities, all in one forward pass."""
+        if not len(encodings):
+            return []
         subsets = subsets_of(MODALITIES)
         masks = torch.tensor([[name in subset for name in MODALITIES] for subset in subsets])
         repeated = _repeated(encodings.encoded, len(subsets))
@@ -206,6 +217,8 @@ class Predictor:
         Returns:
             (N,)
         """
+        if not len(encodings):
+            return np.zeros(0)
         keep = torch.tensor([name in modalities for name in MODALITIES], device=self.device)
         present = encodings.present & keep
         with torch.inference_mode():

@@ -276,6 +276,16 @@ def test_a_volume_that_does_not_fit_is_refused_with_value_rule_and_place(predict
 
 def test_no_case_is_no_prediction(predictor):
     assert predictor.predict([]) == []
+    assert predictor.probabilities(predictor.encode([])).shape == (0,)
+
+
+def test_encodings_of_some_cases_are_those_cases(predictor):
+    encodings = predictor.encode([a_case(1), a_case(2, text=None), a_case(3)])
+    some = encodings.take([2, 1])
+    assert some.case_ids == ("sub-3", "sub-2")
+    assert predictor.probabilities(some) == pytest.approx(
+        predictor.probabilities(encodings)[[2, 1]], abs=1e-6
+    )
 
 
 def test_a_network_of_two_modalities_never_uses_the_third():

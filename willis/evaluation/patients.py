@@ -1,7 +1,7 @@
 """The patients of one split, ready to be evaluated: a table row, a case and an outcome each."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,11 +48,14 @@ class Patients:
     frame: "pd.DataFrame"
     cases: tuple[Case, ...]
 
-    def labelled(self) -> "Patients":
-        """Those with an outcome."""
-        known = self.frame["poor_outcome"].notna().to_numpy()
-        cases = tuple(case for case, keep in zip(self.cases, known, strict=True) if keep)
-        return Patients(self.frame[known].reset_index(drop=True), cases)
+    def with_outcome(self) -> list[int]:
+        """Rows of those who have an outcome."""
+        return [int(row) for row in np.flatnonzero(self.frame["poor_outcome"].notna())]
+
+    def take(self, rows: Sequence[int]) -> "Patients":
+        """Some of the patients, in the order of `rows`."""
+        at = list(rows)
+        return Patients(self.frame.iloc[at].reset_index(drop=True), tuple(self.cases[k] for k in at))
 
     @property
     def outcome(self) -> Numbers:

@@ -46,7 +46,7 @@ def draw_roc(
     path: Path, outcome: Numbers, model: Numbers, rivals: Mapping[str, Numbers], truth: Numbers | None
 ) -> None:
     """ROC curve of the model over those of its rivals, with the true probability's where it is known."""
-    figure, axes = _canvas(5.6, 5.2)
+    figure, axes = _canvas(5.6, 6.0)
     axes.plot([0, 1], [0, 1], color=QUIET, linewidth=0.8, linestyle=":")
     for colour, (name, values) in zip(RIVALS * 3, rivals.items(), strict=False):
         axes.plot(
@@ -60,7 +60,7 @@ def draw_roc(
     )
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"{outcome.size} test patients")
     axes.set_aspect("equal")
-    axes.legend(fontsize=7.5, frameon=False, loc="lower right")
+    axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
     _save(figure, path)
 
 

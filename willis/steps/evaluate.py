@@ -46,6 +46,20 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NUM_RESPLITS = 200
+ROC_BASELINES = 3
+"""More curves than the strongest few hide each other; all are in the table."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Patients of one split, encoded once."""
+
+    patients: Patients
+    encodings: Encodings
+
+    def labelled(self) -> "_Asked":
+        rows = self.patients.with_outcome()
+        return _Asked(self.patients.take(rows), self.encodings.take(rows))
 
 
 @dataclass(frozen=True)
@@ -54,7 +68,10 @@ class _Judged:
 
     cohort: Cohort
     predictor: Predictor
+    asked: tuple[_Asked, ...]
+    """Validation, calibration and test patients, with and without an outcome."""
     test: Patients
+    """Test patients with an outcome; `encodings` and `predictions` are theirs."""
     encodings: Encodings
     predictions: list[Prediction]
     comparison: Comparison
@@ -134,20 +151,21 @@ def _judge(cohort: Cohort, model: Path, params: EvaluateParams) -> _Judged:
     """Fit the calibration on its own splits, then ask the calibrated model about the test patients."""
     cache = model / "embeddings"
     predictor = Predictor.from_model_dir(model, None, text_cache=cache if cache.is_dir() else None)
-    validation = _labelled(predictor, cohort.split("validation").labelled())
-    held_out = _labelled(predictor, cohort.split("calibration").labelled())
+    asked = tuple(_ask(predictor, cohort.split(split)) for split in ("validation", "calibration", "test"))
+    validation, held_out, _ = (_labelled(predictor, part) for part in asked)
     calibration = fit_calibration(
         validation, held_out, params.conformal_coverage, predictor.config.prevalence
     )
     predictor = predictor.recalibrated(calibration)
-    test = cohort.split("test").labelled()
+    judged = asked[-1].labelled()
+    test, encodings = judged.patients, judged.encodings
     checked(test.outcome, np.zeros(len(test.cases)), "test split")
-    encodings = predictor.encode(test.cases)
     headline = predictor.probabilities(encodings)
     counts = bootstrap_counts(headline.size, params.num_bootstrap, params.seed)
     return _Judged(
         cohort=cohort,
         predictor=predictor,
+        asked=asked,
         test=test,
         encodings=encodings,
         predictions=predictor.explain(encodings),
@@ -156,10 +174,13 @@ def _judge(cohort: Cohort, model: Path, params: EvaluateParams) -> _Judged:
     )
 
 
-def _labelled(predictor: Predictor, patients: Patients) -> Labelled:
-    if not patients.cases:
-        return Labelled(np.zeros(0), np.zeros(0))
-    return Labelled(patients.outcome, predictor.probabilities(predictor.encode(patients.cases)))
+def _ask(predictor: Predictor, patients: Patients) -> _Asked:
+    return _Asked(patients, predictor.encode(patients.cases))
+
+
+def _labelled(predictor: Predictor, asked: _Asked) -> Labelled:
+    part = asked.labelled()
+    return Labelled(part.patients.outcome, predictor.probabilities(part.encodings))
 
 
 def _pooled(held_out: Labelled, calibration: Calibration, outcome: Numbers, headline: Numbers) -> Labelled:
@@ -246,8 +267,10 @@ def _hardest_lead(rivals: Rivals, alone: Interval) -> Interval:
 
 def _draw(judged: _Judged, rivals: Rivals, truth: Truth | None, evaluation: Evaluation, out: Path) -> None:
     outcome, headline = judged.comparison.outcome, judged.comparison.headline
-    shown = {rival.name: rivals.raw[rival.name] for rival in rivals.baselines if rival.name in rivals.raw}
-    shown |= {name: rivals.raw[name] for name in ("ASTRAL",) if name in rivals.raw}
+    measured = [rival for rival in rivals.baselines if rival.auc is not None and rival.name in rivals.raw]
+    strongest = sorted(measured, key=lambda rival: -rival.auc.value if rival.auc else 0.0)[:ROC_BASELINES]
+    names = [*(rival.name for rival in strongest), *(name for name in ("ASTRAL",) if name in rivals.raw)]
+    shown = {name: rivals.raw[name] for name in names}
     plots.draw_roc(out / "roc.png", outcome, headline, shown, None if truth is None else truth.full)
     plots.draw_reliability(out / "reliability.png", evaluation.calibration, headline)
     plots.draw_decision(out / "decision.png", evaluation.decision)
@@ -272,11 +295,11 @@ def _write_predictions(judged: _Judged, path: Path) -> None:
     """One row per patient of the three splits that were asked about, outcome known or not."""
     import pandas as pd
 
-    parts = []
-    for split in ("validation", "calibration", "test"):
-        patients = judged.cohort.split(split)
-        if patients.cases:
-            parts.append(_prediction_rows(patients, judged.predictor.predict(patients.cases)))
+    parts = [
+        _prediction_rows(part.patients, judged.predictor.explain(part.encodings))
+        for part in judged.asked
+        if part.patients.cases
+    ]
     pd.concat(parts, ignore_index=True).to_parquet(path, index=False)
 
 
