@@ -1,6 +1,9 @@
 """The step `report` on a small ingest."""
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +13,7 @@ from tests.small_ingest import write_small_ingest
 from willis.errors import StepError
 from willis.params import ReportParams
 from willis.reports.schema import Report
+from willis.reports.store import ReportStore
 from willis.settings import Settings
 from willis.steps.report import report
 
@@ -75,3 +79,47 @@ def test_studies_without_facts_stop_the_step_with_what_to_do(tmp_path: Path, set
     with pytest.raises(StepError, match="lacks .'sub-0000_ses-1'.*run `willis ingest` again"):
         report(ingest, tmp_path / "out", ReportParams(), settings)
     assert not (tmp_path / "out").exists()
+
+
+_SLOWLY = """
+import asyncio, sys
+from pathlib import Path
+from willis.params import ReportParams
+from willis.reports.facts_writer import FactsWriter
+from willis.settings import Settings
+from willis.steps.report import report
+
+written = FactsWriter.write
+
+async def slowly(self, study, *, attempt):
+    print(study.facts.volume_ml, flush=True)
+    await asyncio.sleep(0.1)
+    return await written(self, study, attempt=attempt)
+
+FactsWriter.write = slowly
+root = Path(sys.argv[1])
+settings = Settings(report_store=root / "reports.sqlite")
+report(root / "ingest", root / "out", ReportParams(concurrency=2), settings)
+"""
+
+
+def test_a_run_killed_in_the_middle_goes_on_and_writes_no_finished_report_again(
+    tmp_path: Path, repository: Path
+) -> None:
+    write_small_ingest(tmp_path / "ingest", 30)
+    command = [sys.executable, "-c", _SLOWLY, str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=repository)
+    assert process.stdout is not None
+    for _ in range(12):
+        process.stdout.readline()
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert not (tmp_path / "out").exists()
+    with ReportStore(tmp_path / "reports.sqlite") as store:
+        finished = store.count()
+    assert finished >= 8
+    again = subprocess.run(command, capture_output=True, text=True, cwd=repository, check=True)
+    calls = [line for line in again.stdout.splitlines() if re.fullmatch(r"None|[\d.]+", line)]
+    assert len(calls) == 30 - finished
+    assert len(pd.read_parquet(tmp_path / "out" / "reports.parquet")["report"].dropna()) == 30

@@ -10,7 +10,7 @@ from willis.imaging.lesion import Facts
 from willis.reports.schema import Answer, Findings, Measured, Pattern, Region, Territory, volume_band
 
 LOW_ADC_MM2_S = 700e-6
-"""Below normal white matter (Helenius et al., AJNR 23:194, 2002); a lesion's mean lies above its core's 620e-6."""
+"""Below normal white matter (Helenius et al., AJNR 23:194, 2002); a whole lesion lies above its core."""
 INVOLVED_ML = 0.1
 """A region counts as involved from this load on."""
 TERRITORY_SHARE = 0.10
