@@ -20,8 +20,8 @@ from willis.cohort.patients import Array, Group, Image, Table, draw, log_link, r
 Singles = npt.NDArray[np.float32]
 
 _SEED = 5140712
-SUPPORT = 1500
-NUM_SCORED = 20_000
+SUPPORT = 1200
+NUM_SCORED = 16_000
 _CHUNK = 1000
 
 
@@ -133,16 +133,20 @@ def _in_chunks(group: Group, part: Callable[[Group], Singles]) -> Array:
     return np.concatenate(pieces).astype(float)
 
 
-def additive(support: Support, table: Table, image: Image) -> Array:
-    """Log-odds of the best model of the form f(image) + g(table) for each patient, (N,).
+def conditional(support: Support, table: Table, image: Image) -> dict[str, Array]:
+    """The best scores by image, by table, and by a model that adds up the two, each (N,).
 
-    f and g are free functions: their values on the support are found by alternating Newton steps on the
-    expected log-likelihood; a new patient's f and g then follow from the same equations.
+    The additive model is f(image) + g(table) in log-odds with free f and g: their values on the support are
+    found by alternating Newton steps on the expected log-likelihood; a new patient's follow likewise.
     """
     f, g = _fit_additive(support)
-    of_image = _in_chunks(image, lambda part: _solve(*_against_tables(support, part), g))
-    of_table = _in_chunks(table, lambda part: _solve(*_against_images(support, part), f))
-    return of_image + of_table
+    by_image = _in_chunks(image, lambda part: _mean_and_offset(*_against_tables(support, part), g))
+    by_table = _in_chunks(table, lambda part: _mean_and_offset(*_against_images(support, part), f))
+    return {"image": by_image[:, 0], "table": by_table[:, 0], "additive": by_image[:, 1] + by_table[:, 1]}
+
+
+def _mean_and_offset(weight: Singles, chance: Singles, other: Singles) -> Singles:
+    return np.stack([_mean(weight, chance), _solve(weight, chance, other)], axis=1)
 
 
 def _fit_additive(support: Support, rounds: int = 12) -> tuple[Singles, Singles]:
@@ -203,12 +207,8 @@ def ceilings(preset: Preset, *, without_infarct: float = 0.0, num_draws: int = 1
     image, table = draw(rng, NUM_SCORED, library, without_infarct)
     chance = probability(table, image, preset)
     support = make_support(preset, without_infarct, library=library)
-    exact = {
-        "image": expected_auc(given_image(support, image), chance),
-        "table": expected_auc(given_table(support, table), chance),
-        "full": expected_auc(chance, chance),
-        "additive": expected_auc(additive(support, table, image), chance),
-    }
+    best = conditional(support, table, image) | {"full": chance}
+    exact = {name: expected_auc(score, chance) for name, score in best.items()}
     learnt = oracle_scores(draw(rng, num_draws, library, without_infarct), (image, table), preset)
     boosted = {name: expected_auc(score, chance) for name, score in learnt.items()}
     return Ceilings(

@@ -54,7 +54,9 @@ def contact_sheet(cohort: Path, out: Path, num_patients: int = 12) -> Path:
 def _patients(cohort: Path) -> list[Path]:
     found = sorted(path for path in cohort.glob("sub-*") if _volume(path, "dwi") is not None)
     if not found:
-        raise CohortError(f"{cohort} has no sub-*/**/*_dwi.nii.gz; a contact sheet needs at least one patient")
+        raise CohortError(
+            f"{cohort} has no sub-*/**/*_dwi.nii.gz; a contact sheet needs at least one patient"
+        )
     return found
 
 
@@ -118,4 +120,6 @@ def _show(axis: Any, volume: npt.NDArray[np.float32], name: str, level: int) -> 
     top = {"adc": _ADC_SHOWN, "dwi": 2.1, "flair": 1.75}[name] * (
         1.0 if name == "adc" else float(np.median(inside)) if inside.size else 1.0
     )
-    axis.imshow(volume[::-1, :, level].T, origin="lower", cmap="gray", vmin=0, vmax=top, interpolation="bicubic")
+    axis.imshow(
+        volume[::-1, :, level].T, origin="lower", cmap="gray", vmin=0, vmax=top, interpolation="bicubic"
+    )

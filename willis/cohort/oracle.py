@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from willis.cohort.outcome import Preset, probability
+from willis.cohort.outcome import Preset, frailty, probability
 from willis.cohort.patients import Array, Image, Table
 
 Singles = npt.NDArray[np.float32]
+
+_BINS = 200
 
 
 def oracle_scores(learn: tuple[Image, Table], score: tuple[Image, Table], preset: Preset) -> dict[str, Array]:
@@ -22,7 +24,7 @@ def oracle_scores(learn: tuple[Image, Table], score: tuple[Image, Table], preset
     Returns:
         Scores of the second set by image, table, full and additive, each (N,).
     """
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     # one thread: the same sums in the same order, and no fight with the processes beside
     with threadpool_limits(1):
@@ -33,23 +35,46 @@ def _fit_and_score(
     learn: tuple[Image, Table], score: tuple[Image, Table], preset: Preset
 ) -> dict[str, Array]:
     chance = probability(learn[1], learn[0], preset)
-    seen = {"image": image_columns(learn[0]), "table": table_columns(learn[1])}
-    new = {"image": image_columns(score[0]), "table": table_columns(score[1])}
-    both, both_new = np.hstack([*seen.values()]), np.hstack([*new.values()])
-    out = {name: _regress(seen[name], chance).predict(new[name]) for name in seen}
-    out["full"] = _regress(both, chance).predict(both_new)
-    split = seen["image"].shape[1]
-    groups = [set(range(split)), set(range(split, both.shape[1]))]
-    out["additive"] = _classify(both, chance, groups).decision_function(both_new)
+    images, tables = image_columns(learn[0]), table_columns(learn[1])
+    split = images.shape[1]
+    seen, new = _binned(
+        np.hstack([images, tables]), np.hstack([image_columns(score[0]), table_columns(score[1])])
+    )
+    parts = (
+        ("image", slice(split), 80, 31),
+        ("table", slice(split, None), 80, 31),
+        ("full", slice(None), 200, 63),
+    )
+    out = {
+        name: _regress(seen[:, part], chance, trees, leaves).predict(new[:, part])
+        for name, part, trees, leaves in parts
+    }
+    groups = [set(range(split)), set(range(split, seen.shape[1]))]
+    out["additive"] = _classify(seen, chance, groups).decision_function(new)
     return out
 
 
+def _binned(seen: Singles, new: Singles) -> tuple[Singles, Singles]:
+    """Both sets as numbers of at most 255 equally filled bins of the first; NaN stays NaN.
+
+    Boosting bins its columns anyway; doing it once for four models saves half of their time.
+    """
+    out = []
+    edges = [np.unique(np.nanquantile(column, np.linspace(0, 1, _BINS)[1:-1])) for column in seen.T]
+    for values in (seen, new):
+        numbers = [
+            np.searchsorted(edge, column, side="right") for edge, column in zip(edges, values.T, strict=True)
+        ]
+        out.append(np.where(np.isnan(values), np.nan, np.stack(numbers, axis=1)).astype(np.float32))
+    return out[0], out[1]
+
+
 def image_columns(image: Image) -> Singles:
-    """All that the image tells, (N, 11)."""
+    """All that the image tells, (N, 12)."""
     columns = (
         np.where(image.infarct > 0, image.territory, -1), image.left, np.log1p(image.volume_ml),
         image.num_lesions, image.tract, image.eloquence, np.log(image.white_ml), image.atrophy,
-        image.old_ml > 0, image.haemorrhage, np.log(image.onset_to_scan_h),
+        image.old_ml > 0, image.haemorrhage, np.log(image.onset_to_scan_h), frailty(image),
     )  # fmt: skip
     return np.stack(columns, axis=1).astype(np.float32)
 
@@ -59,11 +84,11 @@ def table_columns(table: Table) -> Singles:
     return np.stack([*vars(table).values(), table.nihss], axis=1).astype(np.float32)
 
 
-def _regress(columns: Singles, chance: Array) -> Any:
+def _regress(columns: Singles, chance: Array, trees: int, leaves: int) -> Any:
     from sklearn.ensemble import HistGradientBoostingRegressor
 
     model = HistGradientBoostingRegressor(
-        max_iter=250, learning_rate=0.12, max_leaf_nodes=31, min_samples_leaf=60, random_state=0
+        max_iter=trees, learning_rate=0.2, max_leaf_nodes=leaves, min_samples_leaf=60, random_state=0
     )
     return model.fit(columns, chance)
 

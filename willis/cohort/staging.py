@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,9 +22,8 @@ _PLAN, _LOCK = ".plan.json", ".lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def plan_of(params: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the bytes: the parameters, and the code of this package that turns them into patients."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
+def plan_of(params: Mapping[str, Any], sources: Iterable[Path]) -> dict[str, Any]:
+    """What decides the bytes: the parameters, and the code that turns them into files."""
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     plan: dict[str, Any] = json.loads(json.dumps({"params": dict(params), "code": digest[:16]}))
     return plan

@@ -36,6 +36,20 @@ TRUTH = Path("derivatives", "truth")
 _SUMMARY = TRUTH / "cohort.json"
 _SEEDS = ("patient", "outcome", "visit", "gaps", "image")
 _BYTES_PER_PATIENT = 1_000_000
+_MODULES = [
+    "anatomy",
+    "ceiling",
+    "clinic",
+    "lesions",
+    "oracle",
+    "outcome",
+    "patients",
+    "physics",
+    "render",
+    "synthetic",
+]
+_SOURCES = (*(f"cohort/{name}.py" for name in _MODULES), "imaging/grid.py", "imaging/territory.py")
+"""The code that decides the bytes."""
 
 
 class CohortSummary(BaseModel):
@@ -100,7 +114,8 @@ def synthesise(out: Path, params: CohortParams, *, purpose: str = "evaluation") 
     for name in params.scanners:
         scanner_named(name)
     out = out.resolve()
-    plan = plan_of(params.model_dump(mode="json", exclude={"num_workers"}) | {"purpose": chosen})
+    asked = params.model_dump(mode="json", exclude={"num_workers"}) | {"purpose": chosen}
+    plan = plan_of(asked, (Path(__file__).parents[1] / name for name in _SOURCES))
     done = finished(out, _SUMMARY, plan)
     if done is not None:
         return CohortSummary.model_validate(done)
