@@ -23,6 +23,7 @@ from willis.inference import Case
 
 _QUEUED_PER_REPLICA = 64
 _GRACEFUL_SHUTDOWN_S = 40
+_START_ATTEMPTS = 2
 
 
 @serve.deployment
@@ -129,6 +130,7 @@ def build(args: dict[str, Any]) -> Application:
     common = {
         "num_replicas": deploy.num_replicas,
         "graceful_shutdown_timeout_s": _GRACEFUL_SHUTDOWN_S,
+        "max_constructor_retry_count": _START_ATTEMPTS,
         "max_ongoing_requests": deploy.max_in_flight + _QUEUED_PER_REPLICA,
     }
     model = Model.options(  # type: ignore[attr-defined]

@@ -36,7 +36,9 @@ CLINICAL = {
 }
 
 
-def small_bundle(folder: Path, ingest: IngestParams = SMALL, seed: int = 0, key: str = "test") -> Bundle:
+def small_bundle(
+    folder: Path, ingest: IngestParams = SMALL, seed: int = 0, key: str = "test", width: int = 32
+) -> Bundle:
     """Write a bundle whose network was never trained; another seed is another version."""
     parts = folder.with_name(f"{folder.name}-parts")
     parts.mkdir(parents=True)
@@ -47,7 +49,7 @@ def small_bundle(folder: Path, ingest: IngestParams = SMALL, seed: int = 0, key:
         fact_columns=(FeatureColumn(name="volume_ml", log=True, mean=2.0),),
         table_columns=(FeatureColumn(name="age", mean=70, sd=12), FeatureColumn(name="nihss", mean=6, sd=5)),
         text_encoder="all-MiniLM-L6-v2",
-        width=32,
+        width=width,
         contrast_width=16,
         prevalence=0.35,
     )

@@ -132,7 +132,7 @@ def secrets_of(settings: Settings) -> tuple[str, ...]:
     without them.
     """
     names = [name for name in SECRETS if name in settings.model_fields_set]
-    if make_url(settings.database_url.get_secret_value()).password is not None:
+    if make_url(settings.database_url.get_secret_value()).password:
         names.append("database_url")
     if "@" in settings.feast_online:
         names.append("feast_online")

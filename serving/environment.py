@@ -1,0 +1,50 @@
+"""What Ray must have in its environment before it starts, so that the application can run on it.
+
+Serve reads these when its own processes begin; a deployment cannot set them. Whoever starts Ray does: the
+demo, the tests, a cluster's manifest.
+"""
+
+import os
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def serve_environment(scratch: Path, drain_s: int = 30) -> dict[str, str]:
+    """Return the variables for one Ray head on this machine.
+
+    HAProxy is the ingress; its files and ports are this head's own, because by default every Serve of a
+    machine would share them.
+
+    Args:
+        scratch: an existing folder of this Ray head's own, short enough for Unix sockets.
+        drain_s: how long a replica that is replaced goes on answering.
+    """
+    path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+    metrics, stats = _free_ports(2)
+    return {
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": "1",
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(scratch / "haproxy" / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(scratch / "haproxy" / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(scratch / "haproxy" / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(scratch / "haproxy"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(scratch / "haproxy" / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_HAPROXY_NBTHREAD": "2",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(drain_s),
+        # Serve gives its ingress 5 s to come up, which a busy machine does not keep.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    }
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
