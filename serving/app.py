@@ -75,6 +75,7 @@ class Ingress:
     def __init__(self, config: ServeConfig, model: DeploymentHandle[Any]) -> None:
         from serving.endpoint import Endpoint
         from serving.metrics import Metrics
+        from serving.retention import Retention
         from willis.casework import Caseworker
         from willis.settings import settings
         from willis.stores.objects import open_store
@@ -84,15 +85,17 @@ class Ingress:
         config.check_secrets(now)
         caseworker = Caseworker(config.ingest, config.report, now)
         caseworker.warm_up()
+        log = PredictionLog(now.database_url.get_secret_value())
         self._endpoint = Endpoint(
             config=config,
             settings=now,
             caseworker=caseworker,
             model=RemoteModel(model),
-            log=PredictionLog(now.database_url.get_secret_value()),
+            log=log,
             objects=open_store(now.object_store, now),
             metrics=Metrics(),
             workers=ThreadPoolExecutor(config.deploy.threads_per_replica, "willis"),
+            retention=Retention(log, now.retention_days),
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -19,6 +19,7 @@ from serving.config import ServeConfig
 from serving.metrics import Metrics
 from serving.model import Model, Reply
 from serving.problems import BUSY, CONFLICT, INVALID, NOT_FOUND, ProblemError
+from serving.retention import Retention
 from serving.schema import (
     Attribution,
     Health,
@@ -52,6 +53,7 @@ class Endpoint:
     objects: ObjectStore
     metrics: Metrics
     workers: ThreadPoolExecutor
+    retention: Retention
 
     async def predict(self, request: Request) -> str:
         """Answer one prediction request.
@@ -163,6 +165,7 @@ class Endpoint:
         row = self._row(request, submission, case, reply.prediction, answer, text)
         with self.metrics.stage("log"):
             await self._in_thread(self.log.append, row)
+        self.workers.submit(self.retention.enforce)
         modalities = tuple(answer.modalities_used)
         self.metrics.prediction(answer.bundle_version, modalities, case.report.failure is not None)
         return text

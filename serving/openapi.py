@@ -10,6 +10,7 @@ from serving.config import ServeConfig
 from serving.endpoint import Endpoint
 from serving.metrics import Metrics
 from serving.model import Model
+from serving.retention import Retention
 from willis.casework import Caseworker
 from willis.settings import Settings
 from willis.stores.objects import ObjectStore
@@ -30,6 +31,7 @@ def description() -> str:
         objects=cast(ObjectStore, nothing),
         metrics=Metrics(),
         workers=cast(ThreadPoolExecutor, nothing),
+        retention=cast(Retention, nothing),
     )
     return json.dumps(create_api(endpoint).openapi(), indent=1, sort_keys=True) + "\n"
 

@@ -37,7 +37,12 @@ CLINICAL = {
 
 
 def small_bundle(
-    folder: Path, ingest: IngestParams = SMALL, seed: int = 0, key: str = "test", width: int = 32
+    folder: Path,
+    ingest: IngestParams = SMALL,
+    seed: int = 0,
+    key: str = "test",
+    width: int = 32,
+    fact: str = "volume_ml",
 ) -> Bundle:
     """Write a bundle whose network was never trained; another seed is another version."""
     parts = folder.with_name(f"{folder.name}-parts")
@@ -46,7 +51,7 @@ def small_bundle(
     config = NetworkConfig(
         sequences=ingest.sequences,
         shape=ingest.shape,
-        fact_columns=(FeatureColumn(name="volume_ml", log=True, mean=2.0),),
+        fact_columns=(FeatureColumn(name=fact, log=True, mean=2.0),),
         table_columns=(FeatureColumn(name="age", mean=70, sd=12), FeatureColumn(name="nihss", mean=6, sd=5)),
         text_encoder="all-MiniLM-L6-v2",
         width=width,
@@ -168,6 +173,7 @@ def local_endpoint(
     from serving.endpoint import Endpoint
     from serving.metrics import Metrics
     from serving.model import LoadedBundle
+    from serving.retention import Retention
     from willis.casework import Caseworker
     from willis.stores.objects import open_store
     from willis.stores.predictions import PredictionLog
@@ -181,16 +187,18 @@ def local_endpoint(
         ingest=ingest,
         report=report or ReportParams(),
     )
+    log = PredictionLog(now.database_url.get_secret_value())
     with ThreadPoolExecutor(4) as workers:
         endpoint = Endpoint(
             config=config,
             settings=now,
             caseworker=Caseworker(config.ingest, config.report, now),
             model=LocalModel(LoadedBundle(bundle.version, now)),  # type: ignore[arg-type]
-            log=PredictionLog(now.database_url.get_secret_value()),
+            log=log,
             objects=open_store(now.object_store, now),
             metrics=Metrics(),
             workers=workers,
+            retention=Retention(log, now.retention_days),
         )
         transport = httpx.ASGITransport(create_api(endpoint), raise_app_exceptions=False, client=(peer, 5))
         yield LocalEndpoint(

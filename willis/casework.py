@@ -19,7 +19,7 @@ from willis.cohort.bids import Cohort, StudyFiles
 from willis.cohort.schema import CLINICAL_COLUMNS, ClinicalRow
 from willis.errors import CohortError, ReportError, ServiceError, StudyError, WillisError
 from willis.imaging.grid import Grid
-from willis.imaging.lesion import Facts
+from willis.imaging.lesion import Facts, unknown_facts
 from willis.imaging.prepare import PreparedStudy, prepare_study, template_brain
 from willis.imaging.territory import load_map
 from willis.models.case import Case, clinical_row
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CaseReport", "Caseworker", "ClinicalRow", "DeployParams", "Facts", "Findings", "IngestParams",
-    "PreparedCase", "PreparedStudy", "Report", "ReportParams", "predict_cohort", "pseudonym",
+    "PreparedCase", "PreparedStudy", "Report", "ReportParams", "measured_columns", "predict_cohort",
+    "pseudonym",
 ]  # fmt: skip
 
 Space = Literal["native", "mni152"]
@@ -229,6 +230,11 @@ class Caseworker:
         )
         warnings = (*(study.warnings if study else ()), *report.warnings)
         return PreparedCase(case, case.facts, report, warnings, feature_times or {})
+
+
+def measured_columns(settings: Settings) -> frozenset[str]:
+    """Return the names of the facts that studies of requests get here; the atlas decides the regions."""
+    return frozenset(unknown_facts(load_map(settings.atlas)).to_row())
 
 
 class CasePrediction(BaseModel):

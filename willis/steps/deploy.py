@@ -1,5 +1,6 @@
 """The step `deploy`: put the champion's Serve config to Ray, and wait until that version answers."""
 
+import json
 import re
 import time
 from pathlib import Path
@@ -59,7 +60,8 @@ def deploy(
     Raises:
         InputError: the registry holds no such alias.
         ParamsError: the bundle was trained on other sequences.
-        SettingsError: the endpoint would be open to other hosts without API keys.
+        SettingsError: the endpoint would be open to other hosts without API keys, or the bundle's facts need
+            another atlas.
         RayError: Ray does not answer, the application does not come up, or another version answers; the
             message ends with the replica's log.
     """
@@ -68,6 +70,7 @@ def deploy(
         raise ParamsError(f"{promotion} does not exist; run `willis promote` first")
     bundle = Registry.open(settings).fetch(params.alias)
     _check_fit(bundle, ingest)
+    _check_facts(bundle, settings)
     _check_open(settings)
     dashboard = Dashboard(settings.ray_dashboard_url)
     running = dashboard.state()
@@ -155,6 +158,20 @@ def _check_fit(bundle: "Bundle", ingest: IngestParams) -> None:
         raise ParamsError(
             f"bundle {bundle.version} was trained on {', '.join(bundle.manifest.sequences)}; "
             f"params.yaml: ingest.sequences is {', '.join(ingest.sequences)}; deploy it with its own params"
+        )
+
+
+def _check_facts(bundle: "Bundle", settings: Settings) -> None:
+    """A fact that training saw and requests never get would silently count as unknown."""
+    from willis.casework import measured_columns
+
+    contract = json.loads((bundle.folder / "contract.json").read_text())
+    wanted = {column["name"] for column in contract.get("fact_columns", ())}
+    lacking = sorted(wanted - measured_columns(settings))
+    if lacking:
+        raise SettingsError(
+            f"bundle {bundle.version} reads {', '.join(lacking[:4])} ({len(lacking)} facts) that are not "
+            "measured here; set WILLIS_ATLAS to the arterial atlas of its cohort (derivatives/atlas/*.nii.gz)"
         )
 
 
