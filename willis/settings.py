@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     )
     atlas: Path | None = Field(
         None,
-        description="Arterial atlas that the cohort of the bundle brought along (derivatives/atlas/*.nii.gz); "
+        description="Arterial atlas that the bundle's cohort brought along (derivatives/atlas/*.nii.gz); "
         "unset means Willis's own approximation.",
     )
     s3_endpoint_url: str | None = Field(None, description="S3 endpoint; unset means AWS's own.")

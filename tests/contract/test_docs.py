@@ -51,7 +51,9 @@ def test_a_command_in_the_docs_parses_as_written(page: str, line: str) -> None:
 
 
 def _parse(command: click.Command, words: list[str]) -> None:
-    context = command.make_context(command.name, list(words), resilient_parsing=isinstance(command, click.Group))
+    context = command.make_context(
+        command.name, list(words), resilient_parsing=isinstance(command, click.Group)
+    )
     if isinstance(command, click.Group):
         name, inner, rest = command.resolve_command(context, words)
         assert inner is not None, f"{name} is no command"

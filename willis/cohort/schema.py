@@ -1,4 +1,4 @@
-"""The clinical table in Willis's own words: one column per fact known without the MRI, with its unit and range.
+"""The clinical table in Willis's own words: one column per fact known without the MRI, with unit and range.
 
 This module is what every other part of the platform means by "the table": ingest maps a source's column
 names onto it, Feast serves it, the model encodes it, and the endpoint accepts it.
