@@ -23,7 +23,7 @@ def serve_environment(scratch: Path, drain_s: int = 30) -> dict[str, str]:
         drain_s: how long a replica that is replaced goes on answering.
     """
     path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
-    metrics, stats = _free_ports(2)
+    metrics, stats = free_ports(2)
     return {
         "PYTHONPATH": path,
         "OMP_NUM_THREADS": "1",
@@ -42,7 +42,8 @@ def serve_environment(scratch: Path, drain_s: int = 30) -> dict[str, str]:
     }
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Return loopback ports that are free now, no two alike."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from serving.environment import free_ports
 from willis.errors import StepError
 
 MARK = "WILLIS_LOCAL_ROOT"
@@ -55,10 +56,7 @@ def sweep(root: Path) -> int:
 
 def free_port() -> int:
     """A loopback port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return free_ports(1)[0]
 
 
 def require_free(port: int, setting: str) -> None:

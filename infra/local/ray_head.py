@@ -3,72 +3,81 @@
 import contextlib
 import os
 import subprocess
-import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.local.processes import free_port, start, stop
+from infra.local.processes import start, stop
+from serving.environment import free_ports, serve_environment
 from willis.errors import RayError
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-START_WITHIN_S = 90
+START_WITHIN_S = 240
 ATTEMPTS = 2
 LOG_TAIL_LINES = 20
 OBJECT_STORE_BYTES = 300_000_000
+PORTS = (
+    "port", "dashboard-port", "node-manager-port", "object-manager-port", "ray-client-server-port",
+    "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port",
+    "metrics-export-port",
+)  # fmt: skip
+VARIABLES = {
+    "RAY_AUTH_MODE": "disabled",  # loopback alone; a token would have to reach every local caller
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_agent_register_timeout_ms": "120000",  # a loaded machine needs more than Ray's own 10 s
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+}
 
 
 @dataclass(frozen=True)
 class RayHead:
-    """Where a running node answers."""
+    """Where a running node answers.
+
+    Attributes:
+        address: for `ray.init` and WILLIS_RAY_ADDRESS.
+        dashboard_url: for WILLIS_RAY_DASHBOARD_URL.
+    """
 
     address: str
     dashboard_url: str
     process: subprocess.Popen[bytes]
 
 
-def environment(extra: dict[str, str]) -> dict[str, str]:
-    """The environment of the node: no tokens on loopback, HAProxy before Serve, nothing reported home."""
-    return {
-        **os.environ,
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_DISABLE_IMPORT_WARNING": "1",
-        "PYTHONPATH": str(REPOSITORY),
-        "OMP_NUM_THREADS": "1",
-        **extra,
-    }
-
-
 @contextlib.contextmanager
-def ray_head(log: Path, extra: dict[str, str] | None = None, num_cpus: int = 4) -> Iterator[RayHead]:
-    """Start a node, wait until it answers, and stop it at the end.
+def ray_head(log: Path, num_cpus: int = 4, drain_s: int = 30) -> Iterator[RayHead]:
+    """Start a node, wait until it is alive, and stop it at the end.
 
     Args:
         log: where its output goes.
-        extra: environment variables for it and its workers.
         num_cpus: logical CPUs; replicas and workers share the real ones.
+        drain_s: how long a replica that is replaced goes on answering.
 
     Raises:
         RayError: it did not come up in two attempts; the message ends with the end of its log.
     """
-    with tempfile.TemporaryDirectory(prefix="willis-ray-", ignore_cleanup_errors=True) as scratch:
-        head = _started(log, environment(extra or {}), num_cpus, Path(scratch))
+    # Below /tmp, because a Unix socket's path may have 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="wr", dir="/tmp", ignore_cleanup_errors=True) as scratch:
+        head = _started(log, num_cpus, drain_s, Path(scratch))
         try:
             yield head
         finally:
             stop(head.process)
 
 
-def _started(log: Path, variables: dict[str, str], num_cpus: int, scratch: Path) -> RayHead:
-    for _ in range(ATTEMPTS):
-        port, dashboard = free_port(), free_port()
-        process = start(_command(port, dashboard, num_cpus, scratch), log, variables)
-        head = RayHead(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", process)
-        if _answers(head):
+def _started(log: Path, num_cpus: int, drain_s: int, scratch: Path) -> RayHead:
+    for attempt in range(ATTEMPTS):
+        folder = scratch / str(attempt)
+        folder.mkdir()
+        ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+        environment = os.environ | serve_environment(folder, drain_s) | VARIABLES
+        process = start(_command(ports, num_cpus, folder), log, environment)
+        head = RayHead(f"127.0.0.1:{ports['port']}", f"http://127.0.0.1:{ports['dashboard-port']}", process)
+        if _comes_up(head):
             return head
         stop(process)
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
@@ -77,31 +86,33 @@ def _started(log: Path, variables: dict[str, str], num_cpus: int, scratch: Path)
     )
 
 
-def _command(port: int, dashboard: int, num_cpus: int, scratch: Path) -> list[str]:
+def _command(ports: dict[str, int], num_cpus: int, folder: Path) -> list[str]:
     return [
-        str(Path(sys.executable).with_name("ray")),
-        "start",
-        "--head",
-        "--block",
-        "--node-ip-address=127.0.0.1",
-        f"--port={port}",
-        "--dashboard-host=127.0.0.1",
-        f"--dashboard-port={dashboard}",
-        f"--dashboard-agent-listen-port={free_port()}",
-        f"--num-cpus={num_cpus}",
-        f"--object-store-memory={OBJECT_STORE_BYTES}",
-        f"--temp-dir={scratch}",
-        "--disable-usage-stats",
-    ]
+        str(Path(sysconfig.get_path("scripts")) / "ray"), "start", "--head", "--block",
+        "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1",
+        f"--num-cpus={num_cpus}", "--num-gpus=0",
+        f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={folder}",
+        "--disable-usage-stats", "--log-color=false",
+        *[f"--{name}={port}" for name, port in ports.items()],
+    ]  # fmt: skip
 
 
-def _answers(head: RayHead) -> bool:
-    import httpx
-
+def _comes_up(head: RayHead) -> bool:
     deadline = time.monotonic() + START_WITHIN_S
     while time.monotonic() < deadline and head.process.poll() is None:
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{head.dashboard_url}/api/serve/applications/", timeout=5).is_success:
-                return True
-        time.sleep(0.5)
+        if _node_is_alive(head):
+            return True
+        time.sleep(0.3)
     return False
+
+
+def _node_is_alive(head: RayHead) -> bool:
+    """The dashboard answers well before the node does, and goes on answering when the node died."""
+    import httpx
+
+    try:
+        answer = httpx.get(f"{head.dashboard_url}/nodes", params={"view": "summary"}, timeout=5)
+        nodes = answer.json()["data"]["summary"]
+    except (httpx.HTTPError, ValueError, KeyError):
+        return False
+    return any(node.get("raylet", {}).get("state") == "ALIVE" for node in nodes)
