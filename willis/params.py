@@ -266,7 +266,7 @@ class MonitorParams(Section):
     """Windows resampled from the reference behind each threshold."""
     quantile: float = Field(0.99, ge=0.5, lt=1)
     """Share of those windows that must stay quiet."""
-    drift_share: Share = Field(0.05, description="share of ringing columns from which a window drifted")
+    drift_share: Share = Field(0.06, description="share of ringing columns from which a window drifted")
     min_outcomes: Whole = Field(30, ge=10)
     """Fewest outcomes that performance is computed from."""
     min_auc: Share = Field(0.60, description="an alert when the window's AUC is surely below")

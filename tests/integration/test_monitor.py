@@ -19,7 +19,7 @@ from tests.bundles import a_bundle
 from tests.watched_rows import log_rows, patient_rows
 from willis.errors import InputError, ParamsError, StepError
 from willis.monitoring.drift import DriftTest, compare
-from willis.monitoring.reference import as_categories, as_numbers, embedding_columns
+from willis.monitoring.reference import as_numbers, categories_of, embedding_columns, watched_columns
 from willis.monitoring.results import ColumnDrift, MonitorSummary
 from willis.params import MonitorParams
 from willis.settings import Settings
@@ -109,7 +109,8 @@ def slow_statistic(column: ColumnDrift, reference: pd.DataFrame, window: pd.Data
         then, now = (as_numbers(frame[column.name]) for frame in (reference, window))
         then, now = then[~np.isnan(then)], now[~np.isnan(now)]
         return float(wasserstein_distance(then, now) / max(then.std(), 0.001))
-    counts = [as_categories(frame[column.name]).value_counts() for frame in (reference, window)]
+    watched = next(c for c in watched_columns(reference) if c.name == column.name)
+    counts = [categories_of(watched, frame[column.name]).value_counts() for frame in (reference, window)]
     levels = sorted(set(counts[0].index) | set(counts[1].index))
     return float(jensenshannon(*(count.reindex(levels).fillna(0) for count in counts)))
 

@@ -8,6 +8,7 @@ from willis.errors import ShapeError
 from willis.monitoring.reference import (
     as_categories,
     as_numbers,
+    categories_of,
     embedding_columns,
     group_of,
     sample_reference,
@@ -108,3 +109,15 @@ def test_rows_that_do_not_fit_are_refused() -> None:
     table, patients, p, embeddings = rows_of(10)
     with pytest.raises(ShapeError, match=r"\(10, 10, 9, 10\)"):
         sample_reference(table, patients, p[:9], embeddings, num_rows=4)
+
+
+def test_a_number_that_is_mostly_zero_is_compared_in_three_steps() -> None:
+    loads = pd.Series([0.0] * 30 + [0.5, 1.5, 2.5, 40.0, np.nan])
+    column = watched_columns(pd.DataFrame({"f_load_mca": loads}))[0]
+    assert (column.kind, column.steps) == ("category", (0.0, 2.0))
+    window = pd.Series([0, 1.9, 2.1, None], dtype=object)
+    assert categories_of(column, window).tolist() == ["0", "up to 2", "above 2", None]
+
+
+def test_a_measured_value_stays_a_number_however_few_there_are() -> None:
+    assert watched_columns(pd.DataFrame({"f_dwi_ratio": [1.61, 1.75, 1.8, None]}))[0].kind == "number"

@@ -11,6 +11,7 @@ from willis.monitoring.reference import (
     WatchedColumn,
     as_categories,
     as_numbers,
+    categories_of,
     embedding_columns,
     watched_columns,
 )
@@ -164,7 +165,7 @@ def slow_statistic(column: WatchedColumn, reference: pd.DataFrame, window: pd.Da
         then, now = (as_numbers(frame[column.name]) for frame in (reference, window))
         then, now = then[~np.isnan(then)], now[~np.isnan(now)]
         return float(wasserstein_distance(then, now) / max(then.std(), 0.001))
-    counts = [as_categories(frame[column.name]).value_counts() for frame in (reference, window)]
+    counts = [categories_of(column, frame[column.name]).value_counts() for frame in (reference, window)]
     levels = sorted(set(counts[0].index) | set(counts[1].index))
     if not levels:
         return 0.0

@@ -16,8 +16,8 @@ import numpy as np
 from willis.errors import StepError
 from willis.monitoring.reference import (
     WatchedColumn,
-    as_categories,
     as_numbers,
+    categories_of,
     embedding_columns,
     watched_columns,
 )
@@ -127,7 +127,7 @@ def _cleaned(
             continue
         values = frame.get(column.name, pd.Series([None] * len(frame), dtype=object))
         columns[column.name] = (
-            as_numbers(values) if column.kind == "number" else as_categories(values).to_numpy()
+            as_numbers(values) if column.kind == "number" else categories_of(column, values).to_numpy()
         )
     for name in dimensions:
         columns[name] = as_numbers(frame[name]) if name in frame else np.full(len(frame), np.nan)

@@ -24,7 +24,11 @@ MAX_LEVELS = 20
 """A text column with more distinct values than this is free text: its drift is the embedding's business."""
 
 FEW_VALUES = 5
-"""A number with at most this many distinct values is compared as a category: counts, not distances."""
+"""Whole numbers with at most this many distinct values are compared as categories: counts, not distances."""
+
+SPARSE = 0.4
+"""A number of which this share is one value (no lesion in this region) is compared in three steps, as a
+category: the distance of a few large values between many zeros says nothing."""
 
 _CLINICAL = {column.name for column in CLINICAL_COLUMNS}
 _PRESENCE: dict[str, Group] = {"has_image": "facts", "has_text": "report", "has_table": "table"}
@@ -33,11 +37,15 @@ _TIMES = ("f_event_time", "r_event_time", "f_study_id", "r_study_id")
 
 @dataclass(frozen=True)
 class WatchedColumn:
-    """One column that is compared: `number` by distance, `category` by its shares."""
+    """One column that is compared: `number` by distance, `category` by its shares.
+
+    `steps` of a sparse number are its usual value and the median of the others.
+    """
 
     name: str
     group: Group
     kind: Kind
+    steps: tuple[float, float] | None = None
 
 
 def group_of(name: str) -> Group | None:
@@ -66,8 +74,9 @@ def watched_columns(reference: "pd.DataFrame") -> tuple[WatchedColumn, ...]:
     for name in reference.columns:
         group = group_of(str(name))
         kind = None if group is None else _kind(reference[name])
+        steps = _steps(as_numbers(reference[name])) if kind == "number" else None
         if group is not None and kind is not None:
-            found.append(WatchedColumn(str(name), group, kind))
+            found.append(WatchedColumn(str(name), group, "category" if steps else kind, steps))
     return tuple(found)
 
 
@@ -82,6 +91,21 @@ def as_numbers(values: "pd.Series") -> "Numbers":
 def as_categories(values: "pd.Series") -> "pd.Series":
     """Return the column as text, None where it is missing; 1, 1.0 and True are one category."""
     return values.map(_category).astype(object)
+
+
+def categories_of(column: WatchedColumn, values: "pd.Series") -> "pd.Series":
+    """Return a category column as text, a sparse number in its three steps, None where it is missing."""
+    import pandas as pd
+
+    if column.steps is None:
+        return as_categories(values)
+    usual, middle = column.steps
+    numbers = as_numbers(values)
+    names = np.full(len(numbers), f"above {middle:.3g}", dtype=object)
+    names[numbers <= middle] = f"up to {middle:.3g}"
+    names[numbers == usual] = f"{usual:.3g}"
+    names[np.isnan(numbers)] = None
+    return pd.Series(names, index=values.index, dtype=object)
 
 
 def sample_reference(
@@ -130,9 +154,21 @@ def _kind(values: "pd.Series") -> Kind | None:
     present = values.dropna()
     if all(isinstance(value, bool | np.bool_) for value in present):
         return "category"
-    if np.isfinite(as_numbers(present)).all():
-        return "number" if present.nunique() > FEW_VALUES else "category"
+    numbers = as_numbers(present)
+    if np.isfinite(numbers).all():
+        # A measured value hardly ever comes back, so as a category every new one would look unseen.
+        counted = len(np.unique(numbers)) <= FEW_VALUES and (numbers == np.rint(numbers)).all()
+        return "category" if counted else "number"
     return "category" if as_categories(present).nunique() <= MAX_LEVELS else None
+
+
+def _steps(numbers: "Numbers") -> tuple[float, float] | None:
+    values, counts = np.unique(numbers[~np.isnan(numbers)], return_counts=True)
+    if counts.max() < SPARSE * counts.sum():
+        return None
+    others = np.repeat(values, counts)[np.repeat(values, counts) != values[counts.argmax()]]
+    usual = float(values[counts.argmax()])
+    return usual, float(np.median(others)) if len(others) else usual
 
 
 def _category(value: object) -> str | None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from willis.monitoring.reference import WatchedColumn, as_categories, as_numbers, embedding_columns
+from willis.monitoring.reference import WatchedColumn, as_numbers, categories_of, embedding_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,7 +84,7 @@ def column_limits(
         missing = np.isnan(values)
         drawn = resampled_wasserstein(values, resamples)
     else:
-        categories = as_categories(reference[column.name])
+        categories = categories_of(column, reference[column.name])
         missing = categories.isna().to_numpy()
         drawn = resampled_jensenshannon(categories, resamples)
     return _limits(drawn, _resampled_missing(missing, resamples), quantile)
