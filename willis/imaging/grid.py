@@ -81,33 +81,58 @@ def _smoothing(affine: Affine, grid: Grid) -> npt.NDArray[np.float64]:
     return sigma
 
 
-def pour(mask: npt.NDArray[np.bool_], affine: Affine, grid: Grid) -> Float32:
-    """Give every voxel of the grid the share of it that the mask fills; the total volume is kept.
+def pour(index: npt.NDArray[np.int64], affine: Affine, grid: Grid) -> Float32:
+    """Give every voxel of the grid the share of it that the source's voxels fill; the total volume is kept.
 
-    Each source voxel is split into parts at most half as wide as the grid's voxels, and each part goes to the
-    voxel that holds its centre. A lesion smaller than a voxel therefore leaves its trace, where nearest-voxel
-    sampling would lose it.
+    A lesion smaller than a voxel leaves its trace, where nearest-voxel sampling would lose it. Along shared
+    axes the overlap is exact; of a turned source each voxel is split into parts at most half as wide as the
+    grid's voxels, and each part goes to the voxel that holds its centre.
 
     Args:
-        mask: (X, Y, Z), RAS+.
+        index: (N, 3) filled voxels of the source.
         affine: its voxel index to MNI millimetres, the registration included.
         grid: where to.
 
     Returns:
         `grid.shape`, 0 to 1; what lies outside the grid is dropped.
     """
-    if grid.holds(mask.shape, affine):
-        return mask.astype(np.float32)
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    parts = np.maximum(2, np.ceil(2 * spacing / min(grid.spacing_mm))).astype(int)
-    steps = np.stack(np.meshgrid(*[(np.arange(n) + 0.5) / n - 0.5 for n in parts], indexing="ij"), -1)
+    if len(index) == 0:
+        return np.zeros(grid.shape, np.float32)
     to_grid = np.linalg.inv(grid.affine) @ affine
-    centres = np.argwhere(mask) @ to_grid[:3, :3].T + to_grid[:3, 3]
+    turned = np.abs(to_grid[:3, :3] - np.diag(np.diag(to_grid)[:3])).max() > 1e-4
+    return _pour_parts(index, affine, to_grid, grid) if turned else _pour_exactly(index, to_grid, grid)
+
+
+def _pour_exactly(index: npt.NDArray[np.int64], to_grid: Affine, grid: Grid) -> Float32:
+    first = index.min(axis=0)
+    filled = np.zeros(index.max(axis=0) - first + 1, np.float32)
+    filled[tuple((index - first).T)] = 1
+    for axis in range(3):
+        centres = (np.arange(filled.shape[axis]) + first[axis]) * to_grid[axis, axis] + to_grid[axis, 3]
+        half = abs(to_grid[axis, axis]) / 2
+        cells = np.arange(grid.shape[axis])[:, None]
+        overlap = np.minimum(cells + 0.5, centres + half) - np.maximum(cells - 0.5, centres - half)
+        filled = np.moveaxis(np.tensordot(overlap.clip(0).astype(np.float32), filled, (1, axis)), 0, axis)
+    shares: Float32 = np.minimum(filled, 1)
+    return shares
+
+
+def _pour_parts(index: npt.NDArray[np.int64], affine: Affine, to_grid: Affine, grid: Grid) -> Float32:
+    parts = np.ceil(2 * np.linalg.norm(affine[:3, :3], axis=0) / min(grid.spacing_mm) - 1e-3).clip(2)
+    steps = np.stack(np.meshgrid(*[(np.arange(n) + 0.5) / n - 0.5 for n in parts], indexing="ij"), -1)
+    centres = index @ to_grid[:3, :3].T + (to_grid[:3, 3] + 0.5)
     share = abs(np.linalg.det(to_grid[:3, :3])) / np.prod(parts)
-    total = np.zeros(int(np.prod(grid.shape)), np.float64)
+    total = np.zeros(int(np.prod(grid.shape)), np.int64)
     for step in steps.reshape(-1, 3):
-        index = np.floor(centres + to_grid[:3, :3] @ step + 0.5).astype(np.int64)
-        inside = ((index >= 0) & (index < grid.shape)).all(axis=1)
-        flat = np.ravel_multi_index(tuple(index[inside].T), grid.shape)
-        total += np.bincount(flat, minlength=total.size) * share
-    return np.minimum(total, 1).reshape(grid.shape).astype(np.float32)
+        place = np.floor(centres + to_grid[:3, :3] @ step).astype(np.int64)
+        inside = ((place >= 0) & (place < grid.shape)).all(axis=1)
+        np.add.at(total, np.ravel_multi_index(tuple(place[inside].T), grid.shape), 1)
+    shares: Float32 = np.minimum(total.reshape(grid.shape) * share, 1).astype(np.float32)
+    return shares
+
+
+def filled_voxels(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Indices of the True voxels, (N, 3); quick for the axis order in which NIfTI files are stored."""
+    if mask.flags.f_contiguous:
+        return np.argwhere(mask.T)[:, ::-1]
+    return np.argwhere(mask)

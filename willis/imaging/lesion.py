@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from willis.imaging.grid import filled_voxels
 from willis.imaging.territory import ArterialMap, Region
 from willis.imaging.volume import Volume
 
@@ -28,8 +29,10 @@ MAIN_TERRITORY_SHARE = 0.60
 """Below this share in one artery's territory, the territory is `multiple`."""
 LACUNE_ML = 1.8
 """A sphere of 15 mm, the usual upper size of a lacunar infarct (STRIVE, Lancet Neurol 12:822, 2013)."""
-BRIGHT_DEVIATIONS = 2.0
-"""An infarct's DWI lies at least this many robust standard deviations above the brain's median."""
+BRIGHT_DEVIATIONS, SEED_DEVIATIONS = 1.5, 2.5
+"""An infarct's DWI above the brain's median, in robust deviations: in every voxel; in one, after smoothing."""
+SMOOTHING_MM = 1.5
+"""Standard deviation of that smoothing."""
 FLAIR_VISIBLE_RATIO = 1.15
 """FLAIR signal in the lesion over that of the mirrored tissue, from which it counts as visible."""
 
@@ -81,30 +84,35 @@ def _is_missing(value: object) -> bool:
     return value is None or value != value  # NaN and NaT differ from themselves
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Lesion:
     """A lesion on the grid it was seen on: its voxels, components, and their places in MNI millimetres.
 
     Attributes:
-        mask: (X, Y, Z).
+        shape: of that grid.
+        index: (N, 3) voxels.
         num_components: connected by faces, edges or corners.
         points_mm: (N, 3) voxel centres in MNI space.
         voxel_ml: volume of one voxel on that grid.
     """
 
-    mask: Bool
+    shape: tuple[int, ...]
+    index: npt.NDArray[np.int64]
     num_components: int
     points_mm: npt.NDArray[np.float64]
     voxel_ml: float
 
     @property
     def volume_ml(self) -> float:
-        """Volume on the grid it was seen on."""
+        """Volume on the grid that it was seen on."""
         return len(self.points_mm) * self.voxel_ml
 
 
 def find_infarct(dwi: Volume, adc: Float32, brain: Bool, adc_below_mm2_s: float) -> Bool:
     """Find restricted diffusion: ADC below the threshold where DWI is bright.
+
+    A component counts only where it holds at one place after light smoothing too: single voxels of noise and
+    thin rims of distortion do not, infarcts do.
 
     Args:
         dwi: the diffusion-weighted volume.
@@ -115,10 +123,22 @@ def find_infarct(dwi: Volume, adc: Float32, brain: Bool, adc_below_mm2_s: float)
     Returns:
         (X, Y, Z) mask, before small components are removed.
     """
-    inside = dwi.data[brain]
-    middle, deviation = robust_scale(inside)
+    from scipy import ndimage
+
+    middle, deviation = robust_scale(dwi.data[brain])
     bright = dwi.data > middle + BRIGHT_DEVIATIONS * deviation
-    return brain & bright & (adc < adc_below_mm2_s) & (adc > 0)
+    mask = brain & bright & (adc < adc_below_mm2_s) & (adc > 0)
+    labels, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    widths = [SMOOTHING_MM / edge for edge in dwi.spacing_mm]
+    weight = np.maximum(ndimage.gaussian_filter(brain.astype(np.float32), widths, truncate=3), 0.01)
+    smooth_dwi = ndimage.gaussian_filter(np.where(brain, dwi.data, 0), widths, truncate=3) / weight
+    smooth_adc = ndimage.gaussian_filter(np.where(brain, adc, 0), widths, truncate=3) / weight
+    seed = (smooth_dwi > middle + SEED_DEVIATIONS * deviation) & (smooth_adc < adc_below_mm2_s)
+    holds = np.zeros(count + 1, bool)
+    holds[np.unique(labels[mask & seed])] = True
+    holds[0] = False
+    found: Bool = holds[labels]
+    return found
 
 
 def robust_scale(values: Float32) -> tuple[float, float]:
@@ -141,24 +161,18 @@ def gather(mask: Bool, to_standard: npt.NDArray[np.float64], voxel_ml: float, mi
     """
     from scipy import ndimage
 
-    box = _bounds(mask)
+    index = filled_voxels(mask)
+    if len(index) == 0:
+        return Lesion(mask.shape, index, 0, np.zeros((0, 3)), voxel_ml)
+    first = index.min(axis=0)
+    box = tuple(slice(a, b + 1) for a, b in zip(first, index.max(axis=0), strict=True))
     labels, count = ndimage.label(mask[box], structure=np.ones((3, 3, 3)))
-    sizes = np.bincount(labels.ravel(), minlength=count + 1) * voxel_ml
-    large = sizes >= min_lesion_ml
+    own = labels[tuple((index - first).T)]
+    large = np.bincount(own, minlength=count + 1) * voxel_ml >= min_lesion_ml
     large[0] = False
-    kept = np.zeros_like(mask)
-    kept[box] = large[labels]
-    index = np.argwhere(kept)
+    index = index[large[own]]
     points = index @ to_standard[:3, :3].T + to_standard[:3, 3]
-    return Lesion(kept, int(large.sum()), points, voxel_ml)
-
-
-def _bounds(mask: Bool) -> tuple[slice, ...]:
-    edges = []
-    for axis in range(3):
-        used = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        edges.append(slice(used[0], used[-1] + 1) if used.size else slice(0, 0))
-    return tuple(edges)
+    return Lesion(mask.shape, index, int(large.sum()), points, voxel_ml)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from willis.cohort.bids import StudyFiles
 from willis.cohort.schema import SEQUENCES, Sequence
 from willis.errors import StudyError
 from willis.imaging import lesion as lesions
-from willis.imaging.grid import Affine, Grid, pour, resample
+from willis.imaging.grid import Affine, Grid, filled_voxels, pour, resample
 from willis.imaging.lesion import Facts, Lesion, Signals
 from willis.imaging.planes import read_planes
 from willis.imaging.shards import NUM_PLANES, PLANE_SIZE, encode
@@ -96,8 +96,8 @@ def prepare_study(files: StudyFiles, params: IngestParams) -> PreparedStudy:
     planes = _planes(files, params)
     territories = load_map(files.atlas)
     placed = _place(volumes, files.in_standard_space, grid, params) if volumes else _NOTHING
-    on_grid = {s: _on_grid(placed, s, grid) for s in placed.volumes}
     found = _lesion(placed, params)
+    on_grid = {s: _on_grid(placed, s, grid, found) for s in placed.volumes}
     if found is None:
         facts = lesions.unknown_facts(territories)
     else:
@@ -177,7 +177,7 @@ def _already_standard(volumes: dict[Sequence, Volume], reference: Sequence, grid
         brain = brain_on_grid = brain_on_grid & (image.data > 0)
     else:
         brain = (resample_template(image.data.shape, image.affine)) & (image.data > 0)
-        brain_on_grid = brain_on_grid & (pour(brain, image.affine, grid) > 0.5)
+        brain_on_grid = brain_on_grid & (pour(filled_voxels(brain), image.affine, grid) > 0.5)
     if not brain.any():
         raise StudyError(f"{image.name} shows nothing where the brain is in MNI space; is it in that space?")
     return _Placed(volumes, {s: np.eye(4) for s in volumes}, brain, brain_on_grid, 1.0, None, ())
@@ -205,7 +205,7 @@ def _registered(
         if between.quality < params.min_registration_quality:
             del kept["flair"]
             warnings.append(f"{volumes['flair'].name} could not be laid over {image.name} and is left out")
-    on_grid = pour(brain, result.matrix @ image.affine, grid) > 0.5
+    on_grid = pour(filled_voxels(brain), result.matrix @ image.affine, grid) > 0.5
     return _Placed(kept, matrices, brain, on_grid, result.quality, None, tuple(warnings))
 
 
@@ -242,10 +242,10 @@ def adc_unit(values: Float32, place: str) -> tuple[AdcUnit, float]:
     )
 
 
-def _on_grid(placed: _Placed, sequence: Sequence, grid: Grid) -> Float32:
+def _on_grid(placed: _Placed, sequence: Sequence, grid: Grid, lesion: Lesion | None) -> Float32:
     volume = placed.volumes[sequence]
-    if sequence == "lesion":
-        return pour(volume.data > 0, placed.affine(sequence), grid)
+    if sequence == "lesion" and lesion is not None:
+        return pour(lesion.index, placed.affine(sequence), grid)
     return resample(volume.data, placed.affine(sequence), grid)
 
 
@@ -264,7 +264,7 @@ def _signals(placed: _Placed, lesion: Lesion, on_grid: dict[Sequence, Float32], 
     if lesion.num_components == 0:
         return Signals()
     source: Sequence = "lesion" if "lesion" in placed.volumes else "dwi"
-    share = on_grid["lesion"] if source == "lesion" else pour(lesion.mask, placed.affine(source), grid)
+    share = on_grid[source] if source == "lesion" else pour(lesion.index, placed.affine(source), grid)
     inside = share >= min(0.5, float(share.max()))
     ratios = {
         s: lesions.mirrored_ratio(on_grid[s], inside & (share > 0), placed.brain_on_grid)
@@ -272,8 +272,8 @@ def _signals(placed: _Placed, lesion: Lesion, on_grid: dict[Sequence, Float32], 
         if s in on_grid
     }
     adc = placed.volumes.get("adc")
-    same = adc is not None and adc.data.shape == lesion.mask.shape
-    mean_adc = float(adc.data[lesion.mask].mean()) if adc is not None and same else None
+    same = adc is not None and adc.data.shape == lesion.shape
+    mean_adc = float(adc.data[tuple(lesion.index.T)].mean()) if adc is not None and same else None
     return Signals(mean_adc, ratios.get("dwi"), ratios.get("flair"))
 
 

@@ -112,8 +112,10 @@ def _place(image: sitk.Image, volume: Volume) -> sitk.Image:
 
 
 def _optimise(fixed: sitk.Image, moving: sitk.Image, fixed_mask: sitk.Image, start: Any) -> Any:
+    # sums over threads differ in the last digits from run to run
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     method = sitk.ImageRegistrationMethod()
-    method.SetNumberOfThreads(1)  # sums over threads differ in the last digits from run to run
+    method.SetNumberOfThreads(1)
     method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
     method.SetMetricSamplingStrategy(method.RANDOM)
     method.SetMetricSamplingPercentage(0.2, SEED)

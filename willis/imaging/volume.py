@@ -68,9 +68,9 @@ def read_volume(path: Path, sequence: Sequence, max_volume_mb: float = 512) -> V
     """
     header, values = _unpack(path, max_volume_mb)
     affine = _affine(header, path.name)
-    data, affine = _to_ras(values, affine, path.name)
     _check_spacing(np.linalg.norm(affine[:3, :3], axis=0), path.name)
-    _check_values(data, sequence, path.name)
+    _check_values(values.ravel(order="K"), sequence, path.name)
+    data, affine = _to_ras(values, affine, path.name)
     return Volume(data, affine, path.name)
 
 
@@ -201,7 +201,7 @@ def _to_ras(values: Float32, affine: Affine, name: str) -> tuple[Float32, Affine
     if np.isnan(orientation).any():
         raise StudyError(f"{name} has an affine from which no axis order can be read")
     ras = nib.orientations.apply_orientation(values, orientation)
-    return np.ascontiguousarray(ras), affine @ nib.orientations.inv_ornt_aff(orientation, values.shape)
+    return ras, affine @ nib.orientations.inv_ornt_aff(orientation, values.shape)
 
 
 def _check_values(data: Float32, sequence: Sequence, name: str) -> None:
