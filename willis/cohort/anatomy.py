@@ -133,16 +133,17 @@ def _package_file(package: str, *parts: str) -> Path:
 
 
 def _nearest_values(path: Path, position_mm: Floats) -> npt.NDArray[np.generic]:
-    """Values of a NIfTI file at positions on its own lattice; 0 outside."""
+    """Values of a NIfTI file at the positions of a lattice parallel to its own; 0 outside."""
     import nibabel as nib
 
     image: Any = nib.load(path)
     data = np.asarray(image.dataobj)
     to_index = np.linalg.inv(image.affine)
-    index = [np.rint(to_index[a, a] * position_mm[a] + to_index[a, 3]).astype(np.int16) for a in range(3)]
-    within = np.logical_and.reduce([(i >= 0) & (i < n) for i, n in zip(index, data.shape, strict=True)])
-    values = np.zeros(within.shape, data.dtype)
-    values[within] = data[tuple(i[within] for i in index)]
+    lines = (position_mm[0, :, 0, 0], position_mm[1, 0, :, 0], position_mm[2, 0, 0, :])
+    index = [np.rint(to_index[a, a] * line + to_index[a, 3]).astype(int) for a, line in enumerate(lines)]
+    within = [(i >= 0) & (i < n) for i, n in zip(index, data.shape, strict=True)]
+    values = np.zeros([len(i) for i in index], data.dtype)
+    values[np.ix_(*within)] = data[np.ix_(*(i[ok] for i, ok in zip(index, within, strict=True)))]
     return values
 
 

@@ -36,18 +36,10 @@ TRUTH = Path("derivatives", "truth")
 _SUMMARY = TRUTH / "cohort.json"
 _SEEDS = ("patient", "outcome", "visit", "gaps", "image")
 _BYTES_PER_PATIENT = 1_000_000
-_MODULES = [
-    "anatomy",
-    "ceiling",
-    "clinic",
-    "lesions",
-    "oracle",
-    "outcome",
-    "patients",
-    "physics",
-    "render",
-    "synthetic",
-]
+_MODULES = (
+    "anatomy", "ceiling", "clinic", "lesions", "oracle",
+    "outcome", "patients", "physics", "render", "synthetic",
+)  # fmt: skip
 _SOURCES = (*(f"cohort/{name}.py" for name in _MODULES), "imaging/grid.py", "imaging/territory.py")
 """The code that decides the bytes."""
 
@@ -174,7 +166,7 @@ def _build(partial: Path, params: CohortParams, purpose: Purpose) -> CohortSumma
     ]
     wanted = purpose in ("evaluation", "benchmark")
     bounds = (params.preset, params.without_infarct, params.ceiling_draws) if wanted else None
-    found = work(_make_patient, jobs, _bounds, bounds, params.num_workers, title="making patients")
+    found = work(make_patient, jobs, _bounds, bounds, params.num_workers, title="making patients")
     _write_tables(partial, patients, params, purpose)
     _write_truth(partial, patients, params, found)
     return CohortSummary(
@@ -200,7 +192,7 @@ def _bounds(arguments: tuple[Any, float, int]) -> Ceilings:
 # ---- one patient ----
 
 
-def _make_patient(job: Job) -> str:
+def make_patient(job: Job) -> str:
     """Render one patient and put the files in place; the patient's folder comes last and whole."""
     study = render(np.random.default_rng(job.seed), job.image, SCANNERS[job.scanner])
     hidden = job.folder / f".{job.patient_id}"
