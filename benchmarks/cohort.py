@@ -2,8 +2,8 @@
 
     python -m benchmarks.cohort --json out.json
 
-One process, one thread, CPU time and not wall time, so that a busy machine blurs it less. Target: 0.5 CPU-s per
-patient. The ceilings are timed apart: they cost the same for any number of patients.
+One process, one thread, CPU time and not wall time, so that a busy machine blurs it less. Target: 0.5 CPU-s
+per patient. The ceilings are timed apart: they cost the same for any number of patients.
 """
 
 import argparse
