@@ -13,7 +13,7 @@ from pathlib import Path
 from kfp import compiler, components, local
 
 from pipelines.monitoring import graph as monitoring_graph
-from pipelines.training import graph
+from pipelines.training import OUTPUTS, graph
 from willis.errors import StepError
 from willis.monitoring.results import MonitorSummary
 from willis.params import Params
@@ -24,15 +24,6 @@ STARTED = re.compile(r"^Executing task '([\w-]+)'")
 CACHED = re.compile(r"^Task ([\w-]+) cache hit")
 FINISHED = re.compile(r"^Task '([\w-]+)' finished with status (\w+)")
 LOG_TAIL_LINES = 25
-OUTPUTS = {
-    "version": "data",
-    "ingest": "studies",
-    "report": "reports",
-    "featurize": "features",
-    "train": "model",
-    "evaluate": "evaluation",
-    "promote": "promotion",
-}
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,29 @@ CONFIG_KEYS = {
 CPU, MEMORY = "4", "16Gi"
 
 
+COMPONENTS: dict[str, tuple[Callable[..., dsl.PipelineTask], tuple[str, ...]]] = {
+    "version": (version, ("cohort", "cohort_digest")),
+    "ingest": (ingest, ("cohort", "data")),
+    "report": (report, ("studies",)),
+    "featurize": (featurize, ("studies", "reports")),
+    "train": (train, ("studies", "features")),
+    "evaluate": (evaluate, ("cohort", "studies", "features", "model")),
+    "promote": (promote, ("data", "studies", "features", "model", "evaluation")),
+}
+"""The steps in their order, and what each reads: arguments of the pipeline, or outputs of earlier steps."""
+
+OUTPUTS = {
+    "version": "data",
+    "ingest": "studies",
+    "report": "reports",
+    "featurize": "features",
+    "train": "model",
+    "evaluate": "evaluation",
+    "promote": "promotion",
+}
+"""The name of each step's one output."""
+
+
 class Outputs(NamedTuple):
     """What the pipeline leaves behind: one artifact per step."""
 
@@ -77,63 +100,28 @@ def graph(
         name="willis-training", description="From a cohort to a promoted bundle. For research only."
     )
     def training(cohort: str, cohort_digest: str = "unknown") -> Outputs:
-        data = version(
-            cohort=cohort,
-            cohort_digest=cohort_digest,
-            params=sections["version"],
-            code=code_digest("version"),
-        )
-        studies = ingest(
-            cohort=cohort,
-            data=data.outputs["data"],
-            params=sections["ingest"],
-            code=code_digest("ingest"),
-        )
-        reports = report(
-            studies=studies.outputs["studies"], params=sections["report"], code=code_digest("report")
-        )
-        features = featurize(
-            studies=studies.outputs["studies"],
-            reports=reports.outputs["reports"],
-            params=sections["featurize"],
-            code=code_digest("featurize"),
-        )
-        arrays = {"studies": studies.outputs["studies"], "features": features.outputs["features"]}
-        model = train(**arrays, params=sections["train"], code=code_digest("train"))
-        evaluation = evaluate(
-            cohort=cohort,
-            **arrays,
-            model=model.outputs["model"],
-            params=sections["evaluate"],
-            code=code_digest("evaluate"),
-        )
-        promotion = promote(
-            data=data.outputs["data"],
-            **arrays,
-            model=model.outputs["model"],
-            evaluation=evaluation.outputs["evaluation"],
-            params=sections["promote"],
-            code=code_digest("promote"),
-        )
-        tasks = [data, studies, reports, features, model, evaluation, promotion]
+        tasks = _steps(cohort, cohort_digest, sections)
         if with_deploy:
-            tasks.append(_deploy(promotion, sections))
+            tasks["deploy"] = _deploy(tasks["promote"], sections)
         if num_gpus:
-            model.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(num_gpus)
+            tasks["train"].set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(num_gpus)
         if cluster:
-            for task in tasks:
+            for task in tasks.values():
                 on_cluster(task)
-        return Outputs(
-            data=data.outputs["data"],
-            studies=studies.outputs["studies"],
-            reports=reports.outputs["reports"],
-            features=features.outputs["features"],
-            model=model.outputs["model"],
-            evaluation=evaluation.outputs["evaluation"],
-            promotion=promotion.outputs["promotion"],
-        )
+        return Outputs(**{name: tasks[step].outputs[name] for step, name in OUTPUTS.items()})
 
     return training
+
+
+def _steps(cohort: str, cohort_digest: str, sections: dict[str, Any]) -> dict[str, dsl.PipelineTask]:
+    """Wire the steps; `read` holds every artifact made so far, under the name that its readers use."""
+    tasks: dict[str, dsl.PipelineTask] = {}
+    read: dict[str, Any] = {"cohort": cohort, "cohort_digest": cohort_digest}
+    for step, (component, names) in COMPONENTS.items():
+        inputs = {name: read[name] for name in names}
+        tasks[step] = component(**inputs, params=sections[step], code=code_digest(step))
+        read[OUTPUTS[step]] = tasks[step].outputs[OUTPUTS[step]]
+    return tasks
 
 
 def _deploy(promotion: dsl.PipelineTask, sections: dict[str, Any]) -> dsl.PipelineTask:

@@ -38,7 +38,6 @@ Out = Annotated[Path, typer.Option("--out", help="Folder to write; it appears wh
 Cohort = Annotated[Path, typer.Option("--cohort", help="Canonical BIDS cohort.")]
 Ingested = Annotated[Path, typer.Option("--ingest", help="Output folder of `willis ingest`.")]
 Features = Annotated[Path, typer.Option("--features", help="Output folder of `willis featurize`.")]
-Model = Annotated[Path, typer.Option("--model", help="Output folder of `willis train`.")]
 
 DEFAULT_PARAMS = Path("params.yaml")
 EXIT_ERROR, EXIT_DRIFT = 2, 3
@@ -208,34 +207,31 @@ def train(
 
 @app.command()
 def evaluate(
-    cohort: Cohort,
     ingest: Ingested,
     features: Features,
-    model: Model,
     out: Out,
+    cohort: Annotated[
+        Path | None, typer.Option("--cohort", help="Cohort, for the truth behind the ceiling.")
+    ] = None,
+    model: Annotated[Path | None, typer.Option("--model", help="Output folder of `willis train`.")] = None,
+    folds: Annotated[Path | None, typer.Option(help="TSV: task, repeat, fold, participant_id.")] = None,
+    task: Annotated[str, typer.Option(help="Task in the folds file.")] = "poor_outcome",
+    repeats: Annotated[int | None, typer.Option(help="Use the first N repeats of the folds file.")] = None,
     params: ParamsFile = DEFAULT_PARAMS,
     as_json: AsJson = False,
 ) -> None:
-    """Report what the model is worth on the test split, beside its controls and its ceiling."""
+    """Judge the model on the test split; with --folds, cross-validate it beside rivals (resumes)."""
+    from willis.errors import ParamsError
+    from willis.evaluation.folds import evaluate_folds
     from willis.steps.evaluate import evaluate as step
 
-    _show(step(cohort, ingest, features, model, out, _params(params).evaluate), as_json)
-
-
-@app.command("cross-validate")
-def cross_validate(
-    ingest: Ingested,
-    features: Features,
-    folds: Annotated[Path, typer.Option(help="TSV: task, repeat, fold, participant_id.")],
-    out: Out,
-    task: Annotated[str, typer.Option(help="Task in the folds file.")] = "poor_outcome",
-    params: ParamsFile = DEFAULT_PARAMS,
-    as_json: AsJson = False,
-) -> None:
-    """Train and test on given folds, beside classical rivals on the same folds (resumes)."""
-    from willis.evaluation.folds import evaluate_folds
-
-    _show(evaluate_folds(ingest, features, folds, task, out, _params(params).train), as_json)
+    loaded = _params(params)
+    if folds is not None:
+        _show(evaluate_folds(ingest, features, folds, task, out, loaded.train, repeats=repeats), as_json)
+    elif cohort and model:
+        _show(step(cohort, ingest, features, model, out, loaded.evaluate), as_json)
+    else:
+        raise ParamsError("evaluate needs --cohort and --model for the test split, or --folds FILE")
 
 
 @app.command()

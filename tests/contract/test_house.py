@@ -77,7 +77,7 @@ def _reads_environment(path: Path) -> bool:
     return any(
         isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("WILLIS_")
         for call in ast.walk(ast.parse(path.read_text()))
-        if isinstance(call, ast.Call | ast.Subscript) and "environ" in ast.unparse(call)
+        if isinstance(call, ast.Call | ast.Subscript) and "os.environ" in ast.unparse(call)
         for node in ast.walk(call)
     )
 

@@ -30,7 +30,7 @@ MAIN_TERRITORY_SHARE = 0.60
 LACUNE_ML = 1.8
 """A sphere of 15 mm, the usual upper size of a lacunar infarct (STRIVE, Lancet Neurol 12:822, 2013)."""
 BRIGHT_DEVIATIONS, SEED_DEVIATIONS = 1.5, 2.5
-"""An infarct's DWI above the brain's median, in robust deviations: in every voxel; in one, after smoothing."""
+"""An infarct's DWI above the brain's median, in robust deviations: every voxel; one, after smoothing."""
 SMOOTHING_MM = 1.5
 """Standard deviation of that smoothing."""
 FLAIR_VISIBLE_RATIO = 1.15
