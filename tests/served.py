@@ -60,7 +60,8 @@ def small_bundle(
     )
     from safetensors.torch import save_file
 
-    save_file(TrimodalNetwork(config).state_dict(), parts / "model.safetensors")
+    weights = {name: tensor.contiguous() for name, tensor in TrimodalNetwork(config).state_dict().items()}
+    save_file(weights, parts / "model.safetensors")
     (parts / "contract.json").write_text(config.model_dump_json())
     (parts / "calibration.json").write_text(
         Calibration(temperature=1.5, conformal_quantile=0.7).model_dump_json()
