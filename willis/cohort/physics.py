@@ -73,7 +73,7 @@ SCANNERS = {
         Scanner("north", "harbour", 3.0, 26, 34, 78, 100, 2480, 9000, 0.07, 0.30, 0.00, 3000, 3600),
         Scanner("south", "hillside", 1.5, 20, 26, 90, 110, 2400, 8500, 0.05, 0.45, 0.02, 4200, 2600),
         Scanner("east", "riverside", 3.0, 23, 30, 70, 92, 2520, 9500, 0.10, 0.35, -0.02, 2400, 5200),
-        Scanner("new", "lakeside", 1.5, 10, 12, 115, 140, 2150, 7000, 0.20, 0.90, -0.12, 6500, 1900),
+        Scanner("new", "lakeside", 1.5, 11, 12, 115, 165, 2150, 7000, 0.20, 0.90, 0.18, 6500, 1900),
     )
 }
 """`new` is kept for the drift scenario: low signal, thick slices, long echoes, a b-value that is off."""
