@@ -65,13 +65,20 @@ class PatchStem(nn.Module):
         return tuple(edge // step for edge, step in zip(self.padded, self.patch, strict=True))
 
 
+def channels_last_weights(convolution: nn.Conv3d | nn.Conv2d) -> nn.Module:
+    """Lay depthwise weights as their gradients come, so that DDP need not copy them."""
+    form = torch.channels_last_3d if convolution.weight.ndim == 5 else torch.channels_last
+    moved: nn.Module = convolution.to(memory_format=form)  # type: ignore[call-overload]
+    return moved
+
+
 class Block(nn.Module):
     """x + MLP(norm(depthwise(x))): space is mixed per channel, channels are mixed per place."""
 
     def __init__(self, width: int, dimensions: int) -> None:
         super().__init__()
         convolution = nn.Conv3d if dimensions == 3 else nn.Conv2d
-        self.space = convolution(width, width, 3, padding=1, groups=width)
+        self.space = channels_last_weights(convolution(width, width, 3, padding=1, groups=width))
         self.norm = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
@@ -106,8 +113,8 @@ class Body(nn.Module):
         super().__init__()
         dimensions = len(grid)
         halved = tuple((edge + 1) // 2 for edge in grid)
-        self.norm = nn.GroupNorm(4, STEM_WIDTH)
         self.down = halve(STEM_WIDTH, BODY_WIDTH, dimensions)
+        self.norm = nn.LayerNorm(BODY_WIDTH)
         self.place = nn.Parameter(torch.randn(1, BODY_WIDTH, *halved) * 0.02)
         self.low = Block(BODY_WIDTH, dimensions)
         self.middle = halve(BODY_WIDTH, TOP_WIDTH, dimensions)
@@ -117,7 +124,8 @@ class Body(nn.Module):
 
     def forward(self, tokens: Tensor) -> Float[Tensor, "B W"]:
         """(B, STEM_WIDTH, grid...) to (B, width)."""
-        tokens = self.down(channels_last(even(nn.functional.relu(self.norm(tokens))))) + self.place
+        tokens = self.norm(self.down(channels_last(even(tokens.relu_()))).movedim(1, -1)).movedim(-1, 1)
+        tokens = tokens + self.place
         tokens = self.high(self.middle(channels_last(even(self.low(tokens)))))
         flat = tokens.flatten(2)
         pooled: Tensor = self.pool(torch.cat([flat.mean(dim=2), flat.amax(dim=2)], dim=1))

@@ -117,7 +117,7 @@ class _Run:
         self.model: nn.Module = self.network
         if world.size > 1:
             self.model = nn.parallel.DistributedDataParallel(
-                self.network, broadcast_buffers=False, gradient_as_bucket_view=True
+                self.network, forward_sync_buffers=False, gradient_as_bucket_view=True
             )
         self.optimizer = make_optimizer(self.network, job.params)
         self.steps_per_epoch = num_steps(len(self.rows), job.params.batch_size)
@@ -263,7 +263,10 @@ def _seed(*parts: int) -> int:
 
 
 def _copied(network: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+    return {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in network.state_dict().items()
+    }
 
 
 def _check_splits(cases: Cases) -> None:
