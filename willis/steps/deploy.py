@@ -166,7 +166,7 @@ def _check_facts(bundle: "Bundle", settings: Settings) -> None:
     from willis.casework import measured_columns
 
     contract = json.loads((bundle.folder / "contract.json").read_text())
-    wanted = {column["name"] for column in contract.get("fact_columns", ())}
+    wanted = {column["name"].removeprefix("f_") for column in contract.get("fact_columns", ())}
     lacking = sorted(wanted - measured_columns(settings))
     if lacking:
         raise SettingsError(
