@@ -83,6 +83,7 @@ class Ingress:
 
         now = settings()
         config.check_secrets(now)
+        metrics = Metrics()  # first: it makes the folder that Feast's own counters need as well
         caseworker = Caseworker(config.ingest, config.report, now)
         caseworker.warm_up()
         log = PredictionLog(now.database_url.get_secret_value())
@@ -93,7 +94,7 @@ class Ingress:
             model=RemoteModel(model),
             log=log,
             objects=open_store(now.object_store, now),
-            metrics=Metrics(),
+            metrics=metrics,
             workers=ThreadPoolExecutor(config.deploy.threads_per_replica, "willis"),
             retention=Retention(log, now.retention_days),
         )

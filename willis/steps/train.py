@@ -39,6 +39,8 @@ class TrainSummary(BaseModel):
     prevalence: float
     seconds_per_patient_step: float
     data_wait_share: float
+    seed: int
+    params: TrainParams
 
 
 def train(ingest: Path, features: Path, out: Path, params: TrainParams, settings: Settings) -> TrainSummary:
@@ -112,6 +114,8 @@ def _summary(job: Job, state: TrainState) -> TrainSummary:
     patients = sum(record.num_patients for record in state.history)
     waited = sum(record.data_wait_share * record.seconds for record in state.history)
     return TrainSummary(
+        seed=job.params.seed,
+        params=job.params,
         num_workers=job.params.num_workers,
         epochs=len(state.history),
         best_epoch=state.best_epoch,
