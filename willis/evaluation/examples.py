@@ -52,9 +52,10 @@ def saliency_view(
     values = dict(zip(sequences, decode(np.asarray(case.volume), sequences), strict=True))
     there = [s for s, present in zip(sequences, case.sequence_present, strict=True) if present]
     background = next(name for name in BACKGROUNDS if name in there)
+    grey, code = values[background], np.asarray(case.volume)[sequences.index(background)]
     return SaliencyView(
         title=title,
-        background=values[background],
+        background=np.where(code > 0, grey, grey.min()),  # code 0 is air, which decodes to the brain's mean
         saliency=predictor.saliency(case),
         lesion=_outline({name: values[name] for name in there}),
         spacing_mm=spacing_mm,
