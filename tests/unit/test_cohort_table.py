@@ -1,18 +1,16 @@
-"""The participants table in the schema's words, what is refused in it, and who lands in which split."""
-
 import hashlib
-import math
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from willis.cohort.bids import read_participants
-from willis.cohort.schema import CLINICAL_COLUMNS, SPLITS
 from willis.cohort.splits import split_of
 from willis.cohort.table import (
     SOOP_COLUMNS,
     SOOP_IGNORED,
+    UNDATED,
     CleanTable,
     check_outcomes,
     clean_table,
@@ -22,191 +20,126 @@ from willis.errors import CohortError, TableError
 from willis.params import SplitShares
 
 
-def clean(folder: Path, text: str, outcome: str = "mrs_90d", **columns: str) -> CleanTable:
-    """Write a table (blanks stand for tabs), read and clean it."""
+def table(
+    folder: Path, outcome: Any = "mrs_90d", columns: Any = None, ignored: Any = (), **cells: list[Any]
+) -> CleanTable:
+    rows = len(next(iter(cells.values())))
+    ids = {"participant_id": [f"sub-{i:02d}" for i in range(1, rows + 1)]}
     path = folder / "participants.tsv"
-    path.write_text("\n".join("\t".join(line.split()) for line in text.strip().splitlines()) + "\n")
-    return clean_table(read_participants(path), columns, (), outcome)  # type: ignore[arg-type]
+    pd.DataFrame(ids | cells).to_csv(path, sep="\t", index=False)
+    return clean_table(read_participants(path), columns or {}, ignored, outcome)
 
 
-def test_a_plain_table_becomes_one_typed_row_per_patient(tmp_path: Path) -> None:
-    table = clean(
-        tmp_path,
-        """participant_id age sex nihss diabetes site admission_time mrs_90d
-           sub-a 71.5 F 12 yes north 2025-03-01T08:00:00Z 4
-           b 60 male 3 0 south 2025-03-02T09:30:00+02:00 1""",
-    )
-    first, second = (row for _, row in table.frame.iterrows())
-    assert (first["patient_id"], first["age"], first["sex"], first["diabetes"]) == ("sub-a", 71.5, "F", 1.0)
-    assert (second["patient_id"], second["sex"], second["site"]) == ("sub-b", "M", "south")
-    assert second["admission_time"] == pd.Timestamp("2025-03-02T07:30:00Z")
-    assert (first["mrs"], first["poor_outcome"]) == (4.0, 1.0)
-    assert (second["mrs"], second["poor_outcome"]) == (1.0, 0.0)
-    assert table.left_out == () and table.remarks == ()
-    assert {column.name for column in CLINICAL_COLUMNS} <= set(table.frame.columns)
+def test_an_unknown_column_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match=r"'nihs'.*perhaps nihs: nihss.*ignored_columns"):
+        table(tmp_path, nihs=["3"])
 
 
-@pytest.mark.parametrize(("mrs", "poor"), [(0, 0), (1, 0), (2, 0), (3, 1), (4, 1), (5, 1), (6, 1)])
-def test_a_rankin_score_from_three_on_is_a_poor_outcome(tmp_path: Path, mrs: int, poor: int) -> None:
-    table = clean(tmp_path, f"participant_id mrs_90d\nsub-a {mrs}")
-    assert table.frame["poor_outcome"].tolist() == [poor]
-
-
-def test_an_unknown_column_is_refused_with_the_nearest_known_one(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match=r"'NIHS' .*perhaps NIHS: nihss.*ingest.ignored_columns"):
-        clean(tmp_path, "participant_id NIHS mrs_90d\nsub-a 4 1")
-
-
-def test_an_unknown_column_like_no_other_is_refused_without_a_guess(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match="'zodiac' that the schema does not know") as caught:
-        clean(tmp_path, "participant_id zodiac mrs_90d\nsub-a leo 1")
-    assert "perhaps" not in str(caught.value)
-
-
-def test_a_mapping_to_a_column_that_does_not_exist_is_refused_with_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match=r"maps 'sugar' to 'glucose_mmol'.*did you mean 'glucose_mmol_l'\?"):
-        clean(tmp_path, "participant_id sugar mrs_90d\nsub-a 6 1", sugar="glucose_mmol")
+def test_a_mapping_to_an_unknown_column_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match=r"maps 'x' to 'nihhs'.*did you mean 'nihss'"):
+        table(tmp_path, columns={"x": "nihhs"}, x=["3"])
 
 
 def test_two_columns_for_one_name_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match="'alter' and 'age' are both age|'age' and 'alter' are both age"):
-        clean(tmp_path, "participant_id alter age mrs_90d\nsub-a 60 61 1", alter="age")
+    with pytest.raises(TableError, match=r"'age' and 'years' are both age"):
+        table(tmp_path, columns={"years": "age"}, age=["60"], years=["61"])
 
 
-def test_a_table_with_the_other_outcome_is_refused_with_the_parameter(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match=r"has the outcome mrs and not mrs_90d; set outcome_column to mrs"):
-        clean(tmp_path, "participant_id mrs\nsub-a 1")
+def test_glucose_in_mg_dl_is_refused_with_the_hint(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match=r"glucose_mmol_l is 126 for sub-01.*divide by 18.02"):
+        table(tmp_path, glucose_mmol_l=["126", "98", "210", "5.5"])
 
 
-def test_glucose_in_mg_per_dl_is_refused_with_the_factor(tmp_path: Path) -> None:
-    rows = "\n".join(f"sub-{n} {100 + 9 * n} {n % 7}" for n in range(8))
-    with pytest.raises(TableError) as caught:
-        clean(tmp_path, f"participant_id glucose_mmol_l mrs_90d\n{rows}")
-    message = str(caught.value)
-    assert "glucose_mmol_l is 100 for sub-0, and 8 of 8 patients" in message
-    assert "1.5 to 45 mmol/l" in message and "mg/dl: divide by 18.02" in message
+def test_one_implausible_value_is_taken_as_missing_with_a_remark(tmp_path: Path) -> None:
+    clean = table(tmp_path, bmi=["115.56"] + ["25"] * 9, age=["70"] * 10)
+    assert clean.left_out == ()
+    assert clean.remarks == (("sub-01", "bmi is 115.56; it must be 10 to 80 kg/m^2: taken as missing"),)
+    assert pd.isna(clean.frame["bmi"][0]) and clean.frame["age"][0] == 70
 
 
-def test_one_impossible_number_among_many_is_taken_as_missing_with_a_remark(tmp_path: Path) -> None:
-    rows = "\n".join(f"sub-{n} {'450' if n == 3 else '6.5'} {n % 7}" for n in range(20))
-    table = clean(tmp_path, f"participant_id glucose_mmol_l mrs_90d\n{rows}")
-    assert math.isnan(table.frame["glucose_mmol_l"][3]) and len(table.frame) == 20
-    ((patient, remark),) = table.remarks
-    assert patient == "sub-3" and "glucose_mmol_l is 450" in remark and "taken as missing" in remark
+@pytest.mark.parametrize("value", ["7", "-1", "2.5", "dead"])
+def test_an_impossible_outcome_leaves_its_patient_out(tmp_path: Path, value: str) -> None:
+    clean = table(tmp_path, mrs_90d=[value] + ["2"] * 9)
+    (left_out,) = clean.left_out
+    assert left_out.patient_id == "sub-01" and left_out.reason.startswith("mrs is ")
+    assert clean.frame["patient_id"].tolist() == [f"sub-{i:02d}" for i in range(2, 11)]
 
 
-@pytest.mark.parametrize("outcome", ["7", "-1", "2.5", "dead"])
-def test_a_patient_with_an_outcome_that_does_not_exist_is_left_out(tmp_path: Path, outcome: str) -> None:
-    rows = "\n".join(f"sub-{n} {n % 7}" for n in range(20))
-    table = clean(tmp_path, f"participant_id mrs_90d\n{rows}\nsub-x {outcome}")
-    (item,) = table.left_out
-    assert item.patient_id == "sub-x" and outcome in item.reason and "it must be" in item.reason
-    assert "sub-x" not in table.frame["patient_id"].tolist() and len(table.frame) == 20
+def test_a_column_of_impossible_outcomes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match=r"3 of 4 patients break the rule; it must be 0 to 6"):
+        table(tmp_path, mrs_90d=["12", "20", "9", "3"])
 
 
-def test_the_oldest_age_group_is_read_as_its_lower_end(tmp_path: Path) -> None:
-    table = clean(tmp_path, "participant_id age mrs_90d\nsub-a 89+ 5\nsub-b 88 1")
-    assert table.frame["age"].tolist() == [89.0, 88.0]
+def test_ages_written_89_plus_are_read_as_89(tmp_path: Path) -> None:
+    assert table(tmp_path, age=["89+"]).frame["age"].tolist() == [89]
 
 
-@pytest.mark.parametrize("word", ["n/a", "N/A", "NA", "nan", "null", "None"])
-def test_every_word_for_missing_is_missing(tmp_path: Path, word: str) -> None:
-    table = clean(
-        tmp_path,
-        f"participant_id age sex diabetes mrs_90d\nsub-a {word} {word} {word} {word}\nsub-b 60 F 1 2",
-    )
-    row = table.frame.iloc[0]
-    assert row[["age", "sex", "diabetes", "mrs", "poor_outcome"]].isna().all()
-    assert table.remarks == () and table.left_out == ()
-    assert table.frame["has_table"].tolist() == [False, True]
+def test_missing_values_are_normal(tmp_path: Path) -> None:
+    clean = table(tmp_path, age=["n/a", ""], nihss=["3", "n/a"])
+    assert clean.frame["age"].isna().all() and clean.frame["has_table"].tolist() == [True, False]
+    assert clean.left_out == () and clean.remarks == ()
 
 
-def test_a_patient_without_a_row_has_no_table_and_no_outcome(tmp_path: Path) -> None:
-    table = clean(tmp_path, "participant_id age mrs_90d\nsub-a 60 2\nsub-b 70 3")
-    frame = for_patients(table, ("sub-b", "sub-z", "sub-a"))
-    assert frame["patient_id"].tolist() == ["sub-b", "sub-z", "sub-a"]
-    assert frame["has_table"].tolist() == [True, False, True]
-    assert math.isnan(frame["mrs"][1]) and math.isnan(frame["age"][1]) and frame["sex"][1] is None
+def test_every_spelling_of_sex_and_flags_is_understood(tmp_path: Path) -> None:
+    clean = table(tmp_path, sex=["M", "f", "male", "Female"], diabetes=["1", "0.0", "yes", "False"])
+    assert clean.frame["sex"].tolist() == ["M", "F", "M", "F"]
+    assert clean.frame["diabetes"].tolist() == [1, 0, 1, 0]
 
 
-def test_a_cohort_in_which_nobody_has_an_outcome_is_refused(tmp_path: Path) -> None:
-    table = clean(tmp_path, "participant_id age mrs_90d\nsub-a 60 n/a\nsub-b 70 n/a")
-    with pytest.raises(CohortError, match=r"none of 2 patients has mrs_90d.*require_outcome"):
-        check_outcomes(table.frame, "mrs_90d")
-
-
-@pytest.mark.parametrize(("scores", "rule"), [("0 1 2", "< 3"), ("3 5 6", ">= 3")])
-def test_a_cohort_of_one_class_is_refused_with_the_class(tmp_path: Path, scores: str, rule: str) -> None:
-    rows = "\n".join(f"sub-{n} {score}" for n, score in enumerate(scores.split()))
-    table = clean(tmp_path, f"participant_id mrs_90d\n{rows}\nsub-x n/a")
-    with pytest.raises(CohortError, match=rf"all 3 patients with an outcome have mrs_90d {rule}"):
-        check_outcomes(table.frame, "mrs_90d")
-
-
-def test_equal_rows_count_once_and_contradicting_rows_leave_the_patient_out(tmp_path: Path) -> None:
-    table = clean(
-        tmp_path,
-        """participant_id age mrs_90d
-           sub-a 60 1
-           sub-a 60 1
-           sub-b 70 2
-           sub-b 71 2
-           sub-c 80 5""",
-    )
-    assert table.frame["patient_id"].tolist() == ["sub-a", "sub-c"]
-    (item,) = table.left_out
-    assert item.patient_id == "sub-b" and "2 rows of participants.tsv contradict each other" in item.reason
-
-
-def test_a_sex_or_flag_in_unknown_words_is_taken_as_missing_with_the_choices(tmp_path: Path) -> None:
-    rows = "\n".join(f"sub-{n} F 1 {n % 7}" for n in range(20))
-    table = clean(tmp_path, f"participant_id sex diabetes mrs_90d\n{rows}\nsub-x ? perhaps 1")
-    said = dict.fromkeys(patient for patient, _ in table.remarks)
-    text = " ".join(remark for _, remark in table.remarks)
-    assert list(said) == ["sub-x"] and "sex is '?'" in text and "diabetes is 'perhaps'; it must be 0" in text
-
-
-def test_the_columns_of_soop_map_onto_the_schema(tmp_path: Path) -> None:
+def test_contradicting_rows_of_a_patient_leave_the_patient_out(tmp_path: Path) -> None:
     path = tmp_path / "participants.tsv"
-    columns = "participant_id sex age race acuteischaemicstroke priorstroke bmi nihss gs_rankin_6isdeath"
-    values = "sub-9 M 89+ white 1 0 27.5 14 6"
-    path.write_text("".join("\t".join(line.split()) + "\n" for line in (columns, values)))
-    table = clean_table(read_participants(path), SOOP_COLUMNS, SOOP_IGNORED, "mrs")
-    row = table.frame.iloc[0]
-    assert (row["age"], row["prior_stroke"], row["nihss"], row["mrs"]) == (89.0, 0.0, 14.0, 6.0)
+    path.write_text("participant_id\tage\nsub-01\t60\nsub-01\t61\nsub-02\t70\nsub-02\t70\n")
+    clean = clean_table(read_participants(path), {}, (), "mrs_90d")
+    assert clean.frame["patient_id"].tolist() == ["sub-02"]
+    assert "contradict" in clean.left_out[0].reason
 
 
-def place_of(patient: str) -> float:
-    """Where SHA-256 puts an id on [0, 1), by the hexadecimal digest."""
-    return int(hashlib.sha256(patient.encode()).hexdigest()[:16], 16) / 16**16
+def test_an_outcome_at_another_time_is_never_taken_for_90_days(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match=r"has the outcome mrs and not mrs_90d; set outcome_column to mrs"):
+        table(tmp_path, mrs=["3"])
 
 
-def test_a_split_is_the_piece_of_the_unit_interval_that_the_hash_falls_in() -> None:
-    shares = SplitShares(train=0.5, validation=0.2, calibration=0.1, test=0.2)
-    edges = {"train": 0.5, "validation": 0.7, "calibration": 0.8, "test": 1.0}
-    for number in range(500):
-        patient = f"sub-{number:04d}"
-        expected = next(name for name, edge in edges.items() if place_of(patient) < edge)
-        assert split_of(patient, shares) == expected
+def test_nobody_with_an_outcome_and_one_class_only_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CohortError, match="none of 2 patients has mrs_90d"):
+        check_outcomes(table(tmp_path, age=["60", "70"]).frame, "mrs_90d")
+    with pytest.raises(CohortError, match="all 2 patients with an outcome have mrs_90d < 3"):
+        check_outcomes(table(tmp_path, mrs_90d=["2", "0"]).frame, "mrs_90d")
 
 
-def test_more_for_test_moves_nobody_from_train_and_nobody_from_test_to_elsewhere() -> None:
-    before = SplitShares(train=0.6, validation=0.12, calibration=0.1, test=0.18)
-    after = SplitShares(train=0.6, validation=0.10, calibration=0.1, test=0.20)
-    for patient in (f"sub-{number}" for number in range(1000)):
-        one, two = split_of(patient, before), split_of(patient, after)
-        assert (one == "train") == (two == "train")
-        assert one != "test" or two == "test"
+def test_a_patient_without_a_row_has_no_table(tmp_path: Path) -> None:
+    frame = for_patients(table(tmp_path, age=["60"], sex=["F"]), ("sub-09", "sub-01"))
+    assert frame["patient_id"].tolist() == ["sub-09", "sub-01"]
+    assert frame["has_table"].tolist() == [False, True] and frame["sex"].tolist() == [None, "F"]
 
 
-def test_the_splits_have_about_their_shares() -> None:
+def test_times_are_utc_and_a_patient_without_dates_gets_the_documented_one(tmp_path: Path) -> None:
+    clean = table(tmp_path, scan_time=["2024-05-01T13:30:00+02:00", "n/a"], age=["60", "61"])
+    frame = for_patients(clean, ("sub-01", "sub-02"))
+    assert str(frame["scan_time"][0]) == "2024-05-01 11:30:00+00:00"
+    assert frame["admission_time"][0] == frame["scan_time"][0]
+    assert frame["scan_time"][1] == pd.Timestamp(UNDATED)
+
+
+def test_the_table_of_soop_is_read_whole(data_dir: Path) -> None:
+    source = read_participants(data_dir / "soop" / "participants.tsv")
+    clean = clean_table(source, SOOP_COLUMNS, SOOP_IGNORED, "mrs")
+    assert len(clean.frame) == len(source.frame) and clean.left_out == ()
+    assert len(clean.remarks) == 3
+    assert clean.frame["nihss"].notna().sum() == 988
+
+
+def test_a_split_is_decided_by_the_hash_of_the_id_alone() -> None:
     shares = SplitShares()
-    found = [split_of(f"sub-{number:05d}", shares) for number in range(20_000)]
-    for name in SPLITS:
-        # 4 standard deviations of a binomial share over 20,000 patients are at most 1.4 %
-        assert found.count(name) / 20_000 == pytest.approx(getattr(shares, name), abs=0.014)
+    for patient in ("sub-0001", "sub-77", "sub-strokecase0009"):
+        place = int(hashlib.sha256(patient.encode()).hexdigest()[:16], 16) / 2**64
+        edges = {"train": 0.60, "validation": 0.72, "calibration": 0.82, "test": 1.0}
+        assert split_of(patient, shares) == next(name for name, edge in edges.items() if place < edge)
 
 
-def test_a_split_without_a_share_gets_nobody() -> None:
-    shares = SplitShares(train=0.0, validation=0.0, calibration=0.0, test=1.0)
-    assert {split_of(f"sub-{number}", shares) for number in range(200)} == {"test"}
+def test_the_shares_of_the_splits_are_kept_over_many_patients() -> None:
+    splits = pd.Series([split_of(f"sub-{i}", SplitShares()) for i in range(20000)]).value_counts(
+        normalize=True
+    )
+    assert splits.to_dict() == pytest.approx(
+        {"train": 0.6, "validation": 0.12, "calibration": 0.1, "test": 0.18}, abs=0.01
+    )
