@@ -1,324 +1,210 @@
-"""From a cohort on disk to what the later steps read: small standard-space studies, and one real patient."""
-
-import hashlib
+import os
 import shutil
+import signal
+import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 
-from willis.cohort.bids_import import import_bids
-from willis.errors import CohortError, TableError
-from willis.imaging.grid import Grid
-from willis.imaging.prepare import template_brain
+from tests.phantoms import GRID, SPACE, phantom, write, write_cohort
+from willis.cohort.bids import read_cohort
+from willis.cohort.soop import import_soop
+from willis.cohort.table import SOOP_COLUMNS, SOOP_IGNORED
+from willis.errors import CohortError, StepError
+from willis.imaging.prepare import prepare_study
 from willis.imaging.shards import StudyArrays, decode
-from willis.imaging.territory import template_path
 from willis.params import IngestParams
 from willis.steps.ingest import IngestSummary, ingest
 
-pytestmark = pytest.mark.integration
-
-PARAMS = IngestParams(num_workers=1, studies_per_shard=4)
-GRID = Grid(PARAMS.shape, PARAMS.spacing_mm)
-PATIENTS = tuple(f"sub-{number:04d}" for number in range(8))
-TRUNCATED, TWO_GRIDS = "sub-0003", "sub-0006"
-KEPT = tuple(patient for patient in PATIENTS if patient not in (TRUNCATED, TWO_GRIDS))
+PARAMS = IngestParams(num_workers=1, studies_per_shard=3)
 
 
-def brain_adc(number: int) -> float:
-    """Mean ADC of a patient's brain in 1e-6 mm^2/s: every patient can be told by it."""
-    return 750.0 + 30 * number
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def infarct_of(number: int) -> np.ndarray:
-    """A box of (4 + number) x 4 x 3 voxels, left of the midline for even numbers."""
-    infarct = np.zeros(GRID.shape, bool)
-    first = 18 if number % 2 == 0 else 58
-    infarct[first : first + 4 + number, 50:54, 24:27] = True
-    return infarct
+def dwi_of(cohort: Path, patient: str) -> Path:
+    return cohort / patient / "dwi" / f"{patient}_{SPACE}dwi.nii.gz"
 
 
-def write_study(cohort: Path, number: int) -> None:
-    """DWI, ADC and FLAIR of one patient on the canonical grid."""
-    random = np.random.default_rng(number)
-    brain, infarct = template_brain(GRID), infarct_of(number)
-    patient = PATIENTS[number]
-    signals = {
-        "dwi": (100.0, 4.0, 190.0, "dwi"),
-        "adc": (brain_adc(number), 20.0, 420.0, "dwi"),
-        "FLAIR": (200.0, 5.0, 210.0, "anat"),
+def test_a_cohort_becomes_arrays_facts_table_and_splits_in_one_order(tmp_path: Path) -> None:
+    summary = ingest(write_cohort(tmp_path / "cohort"), tmp_path / "out", PARAMS)
+    arrays = StudyArrays.open(tmp_path / "out")
+    frames = {
+        n: pd.read_parquet(tmp_path / "out" / f"{n}.parquet") for n in ("studies", "facts", "table", "splits")
     }
-    for name, (mean, deviation, inside, folder) in signals.items():
-        data = np.where(brain, mean + deviation * random.standard_normal(brain.shape), 0)
-        data[infarct] = inside
-        if patient == TWO_GRIDS and name == "adc":
-            data = data[:, :-2]
-        path = cohort / patient / folder / f"{patient}_space-MNI152NLin2009a_{name}.nii.gz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        nib.save(nib.Nifti1Image(np.rint(data).astype(np.int16), GRID.affine), path)
-        if patient == TRUNCATED and name == "dwi":
-            path.write_bytes(path.read_bytes()[:20_000])
-
-
-def write_table(cohort: Path, patients: tuple[str, ...], scores: tuple[object, ...]) -> None:
-    """participants.tsv with age, NIHSS, scan time and outcome."""
-    rows = ["participant_id\tage\tnihss\tscan_time\tmrs_90d"]
-    for number, (patient, score) in enumerate(zip(patients, scores, strict=True)):
-        rows.append(f"{patient}\t{60 + number}\tn/a\t2025-03-{number + 1:02d}T10:00:00Z\t{score}")
-    (cohort / "participants.tsv").write_text("\n".join(rows) + "\n")
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight patients, two of them broken, with garbage where only `evaluate` may look."""
-    folder = tmp_path_factory.mktemp("ingest") / "cohort"
-    for number in range(len(PATIENTS)):
-        write_study(folder, number)
-    write_table(folder, PATIENTS, (0, 4, 1, 2, "n/a", 5, 6, 3))
-    truth = folder / "derivatives" / "truth"
-    for name in ("truth.parquet", "sub-0001/sub-0001_space-MNI152NLin2009a_desc-lesion_mask.nii.gz"):
-        (truth / name).parent.mkdir(parents=True, exist_ok=True)
-        (truth / name).write_bytes(b"garbage")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def done(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, IngestSummary, list[str]]:
-    """The step's output, its summary, and every path that was opened or listed on the way."""
-    out = tmp_path_factory.mktemp("ingested") / "out"
-    with watched_paths() as seen:
-        summary = ingest(cohort, out, PARAMS)
-    return out, summary, seen
-
-
-_watchers: list[list[str]] = []
-
-
-def _note(event: str, arguments: tuple[Any, ...]) -> None:
-    if _watchers and event in ("open", "os.listdir", "os.scandir") and isinstance(arguments[0], str | Path):
-        _watchers[-1].append(str(arguments[0]))
-
-
-@contextmanager
-def watched_paths() -> Iterator[list[str]]:
-    """Every path that the interpreter opens or lists meanwhile, by its own audit events."""
-    sys.addaudithook(_note)
-    _watchers.append([])
-    try:
-        yield _watchers[-1]
-    finally:
-        _watchers.clear()
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def test_usable_studies_are_kept_in_order_and_broken_ones_listed_with_their_reasons(
-    done: tuple[Path, IngestSummary, list[str]],
-) -> None:
-    out, summary, _ = done
-    assert tuple(pd.read_parquet(out / "studies.parquet")["patient_id"]) == KEPT
-    rejected = pd.read_parquet(out / "rejected.parquet").set_index("patient_id")["reason"].to_dict()
-    assert set(rejected) == {TRUNCATED, TWO_GRIDS}
-    assert "ends early or is damaged" in rejected[TRUNCATED] and TRUNCATED in rejected[TRUNCATED]
-    assert "(88, 104, 40)" in rejected[TWO_GRIDS] and "(88, 102, 40)" in rejected[TWO_GRIDS]
-    assert (summary.num_studies, summary.num_rejected, summary.num_patients) == (6, 2, 6)
-    # outcomes of the kept: 0, 4, 1, n/a, 5, 3
-    assert (summary.num_patients_with_outcome, summary.num_poor) == (5, 3)
-    assert IngestSummary.model_validate_json((out / "ingest.json").read_text()) == summary
-
-
-def test_each_row_of_studies_is_the_patient_whose_voxels_lie_there(
-    done: tuple[Path, IngestSummary, list[str]],
-) -> None:
-    out, _, _ = done
-    studies, arrays = pd.read_parquet(out / "studies.parquet"), StudyArrays.open(out)
-    assert studies[["shard", "row"]].to_numpy().tolist() == [[0, 0], [0, 1], [0, 2], [0, 3], [1, 0], [1, 1]]
-    assert arrays.patient_ids == KEPT and arrays.sequence_present.all()
-    for index, patient in enumerate(KEPT):
-        adc = decode(arrays.volume(index), arrays.sequences)[arrays.sequences.index("adc")]
-        # half a code step is .008; patients differ by .030
-        assert np.median(adc[adc > 0]) == pytest.approx(brain_adc(int(patient[4:])) / 1000, abs=0.009)
-
-
-def test_facts_are_what_was_drawn(done: tuple[Path, IngestSummary, list[str]]) -> None:
-    facts = pd.read_parquet(done[0] / "facts.parquet")
-    assert tuple(facts["patient_id"]) == KEPT
-    for row in facts.itertuples():
-        number = int(row.patient_id[4:])
-        assert row.volume_ml == pytest.approx((4 + number) * 4 * 3 * 0.016, rel=0.03)
-        assert row.laterality == ("left" if number % 2 == 0 else "right")
-        assert row.adc_lesion_mm2_s == pytest.approx(420e-6, rel=0.02)
-        assert row.event_time == pd.Timestamp(f"2025-03-{number + 1:02d}T10:00:00Z")
-
-
-def test_the_table_has_one_typed_row_per_kept_patient(done: tuple[Path, IngestSummary, list[str]]) -> None:
-    table = pd.read_parquet(done[0] / "table.parquet").set_index("patient_id")
-    assert tuple(table.index) == KEPT
-    assert table["age"].tolist() == [60 + int(patient[4:]) for patient in KEPT]
-    assert table["nihss"].isna().all() and table["has_table"].all()
-    assert table["poor_outcome"].fillna(-1).tolist() == [0, 1, 0, -1, 1, 1]
-
-
-def test_nothing_below_truth_is_opened_or_listed(
-    cohort: Path, done: tuple[Path, IngestSummary, list[str]], tmp_path: Path
-) -> None:
-    _, summary, seen = done
-    assert any(path.startswith(str(cohort / "sub-0001")) for path in seen)
-    assert not [path for path in seen if "truth" in Path(path).parts]
-    without = tmp_path / "cohort"
-    shutil.copytree(cohort, without, ignore=shutil.ignore_patterns("truth"))
-    assert ingest(without, tmp_path / "out", PARAMS) == summary
-
-
-def test_strict_fails_with_the_reasons_and_leaves_nothing(cohort: Path, tmp_path: Path) -> None:
-    with pytest.raises(CohortError, match="--strict: 2 studies are left out: sub-0003: .*; sub-0006: "):
-        ingest(cohort, tmp_path / "out", PARAMS, strict=True)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failed_run_leaves_an_earlier_output_as_it_was(
-    cohort: Path, done: tuple[Path, IngestSummary, list[str]], tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(done[0], out)
-    before = digests(out)
-    with pytest.raises(CohortError, match="--strict"):
-        ingest(cohort, out, PARAMS, strict=True)
-    assert digests(out) == before and [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_two_processes_write_the_same_bytes_as_one(cohort: Path, tmp_path: Path) -> None:
-    # a process gets eight studies at least: the cohort and its twin make sixteen
-    twice = small_copy(cohort, tmp_path / "cohort", PATIENTS)
-    for number, patient in enumerate(PATIENTS):
-        for path in (cohort / patient).rglob("*.nii.gz"):
-            twin = f"sub-{number + 8:04d}"
-            copy = twice / str(path.relative_to(cohort)).replace(patient, twin)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
-    params = PARAMS.model_copy(update={"require_outcome": False})
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert ingest(twice, one, params).num_studies == 12
-    ingest(twice, two, params.model_copy(update={"num_workers": 2}))
-    assert digests(one) == digests(two)
-
-
-def small_copy(cohort: Path, root: Path, patients: tuple[str, ...]) -> Path:
-    """A cohort of some of the patients, without a table."""
-    for patient in patients:
-        shutil.copytree(cohort / patient, root / patient)
-    return root
-
-
-def test_patients_keep_their_split_as_the_cohort_grows(
-    cohort: Path, done: tuple[Path, IngestSummary, list[str]], tmp_path: Path
-) -> None:
-    patients = ("sub-0001", "sub-0002")
-    small = small_copy(cohort, tmp_path / "cohort", patients)
-    write_table(small, patients, (5, 0))
-    ingest(small, tmp_path / "out", PARAMS)
-    few = pd.read_parquet(tmp_path / "out" / "splits.parquet").set_index("patient_id")["split"]
-    many = pd.read_parquet(done[0] / "splits.parquet").set_index("patient_id")["split"]
-    assert few.to_dict() == many[list(patients)].to_dict()
-
-
-def test_a_cohort_that_nothing_can_be_learnt_from_is_refused_and_leaves_nothing(
-    cohort: Path, tmp_path: Path
-) -> None:
-    small = small_copy(cohort, tmp_path / "cohort", ("sub-0001",))
-    write_table(small, ("sub-0001",), ("n/a",))
-    with pytest.raises(CohortError, match="none of 1 patients has mrs_90d"):
-        ingest(small, tmp_path / "out", PARAMS)
-    assert [path.name for path in tmp_path.iterdir()] == ["cohort"]
-    summary = ingest(small, tmp_path / "out", PARAMS.model_copy(update={"require_outcome": False}))
-    assert summary.num_studies == 1 and summary.num_patients_with_outcome == 0
-
-
-def test_an_unknown_column_stops_the_step_before_any_volume_is_read(cohort: Path, tmp_path: Path) -> None:
-    small = small_copy(cohort, tmp_path / "cohort", (TRUNCATED,))
-    (small / "participants.tsv").write_text("participant_id\tNIHS\nsub-0003\t4\n")
-    with pytest.raises(TableError, match="perhaps NIHS: nihss"):
-        ingest(small, tmp_path / "out", PARAMS)
-
-
-@pytest.fixture(scope="module")
-def isles22(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real ISLES'22 case as a canonical cohort, with the expert's mask."""
-    cohort = tmp_path_factory.mktemp("isles22") / "cohort"
-    import_bids(data_dir / "isles22", cohort)
-    return cohort
-
-
-def read_raw(source: Path, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Values and affine of one of the case's files, by nibabel alone."""
-    (path,) = source.rglob(f"*_{kind}.nii.gz")
-    image = nib.load(path)
-    return np.asarray(image.dataobj), image.affine
-
-
-def side_of_mask(source: Path) -> str:
-    """The side of the mask's centre against the brain's, in scanner millimetres."""
-    mask, affine = read_raw(source, "msk")
-    dwi, _ = read_raw(source, "dwi")
-    lesion, brain = ((affine @ [*np.argwhere(part).mean(axis=0), 1])[0] for part in (mask > 0, dwi > 0))
-    return "left" if lesion < brain else "right"
-
-
-def test_the_real_case_keeps_the_side_and_the_volume_of_the_experts_mask(
-    isles22: Path, data_dir: Path, tmp_path: Path
-) -> None:
-    params = PARAMS.model_copy(
-        update={"require_outcome": False, "sequences": ("dwi", "adc", "flair", "lesion")}
+    for frame in frames.values():
+        assert tuple(frame["patient_id"]) == arrays.patient_ids == ("sub-01", "sub-02", "sub-03", "sub-04")
+    assert frames["studies"]["shard"].tolist() == [0, 0, 0, 1] and frames["studies"]["row"].tolist() == [
+        0,
+        1,
+        2,
+        0,
+    ]
+    assert (
+        frames["facts"]["laterality"].eq("left").all()
+        and frames["facts"]["event_time"].eq(frames["studies"]["scan_time"]).all()
     )
-    summary = ingest(isles22, tmp_path / "out", params)
-    facts = pd.read_parquet(tmp_path / "out" / "facts.parquet").iloc[0]
-    study = pd.read_parquet(tmp_path / "out" / "studies.parquet").iloc[0]
-    mask, affine = read_raw(data_dir / "isles22", "msk")
-    volume_ml = np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3])) / 1000
-    assert summary.num_studies == 1 and summary.num_rejected == 0
-    assert facts["laterality"] == side_of_mask(data_dir / "isles22")
-    assert facts["volume_ml"] == pytest.approx(volume_ml, rel=1e-4)
-    assert study["registration_quality"] >= params.min_registration_quality
-    assert study["adc_unit"] == "1e-3 mm^2/s" and study[["has_dwi", "has_adc", "has_flair"]].all()
-    # on the grid the brain has the template's size, and the lesion grows as the brain does
-    shares = StudyArrays.open(tmp_path / "out").volume(0)[3].astype(float) / 255
-    dwi, _ = read_raw(data_dir / "isles22", "dwi")
-    brain_ml = np.count_nonzero(dwi > 0) * abs(np.linalg.det(affine[:3, :3])) / 1000
-    growth = template_ml() / brain_ml
-    assert shares.sum() * GRID.voxel_ml == pytest.approx(growth * volume_ml, rel=0.1)
+    assert frames["table"]["poor_outcome"].tolist() == [1, 0, 1, 0]
+    assert (summary.num_studies, summary.num_rejected, summary.num_patients_with_outcome) == (4, 0, 4)
+    assert IngestSummary.model_validate_json((tmp_path / "out" / "ingest.json").read_text()) == summary
 
 
-def template_ml() -> float:
-    """Volume of the brain of ICBM152 as nilearn packages it."""
-    image = nib.load(template_path("t1"))
-    voxel_ml = abs(np.linalg.det(image.affine[:3, :3])) / 1000
-    return np.count_nonzero(np.asarray(image.dataobj)) * voxel_ml
+def test_broken_studies_are_listed_with_reasons_and_left_out(tmp_path: Path) -> None:
+    cohort = write_cohort(tmp_path / "cohort", 6)
+    dwi_of(cohort, "sub-02").write_bytes(dwi_of(cohort, "sub-02").read_bytes()[:-300])
+    dwi_of(cohort, "sub-04").write_text("not a NIfTI file")
+    write(dwi_of(cohort, "sub-05"), phantom().dwi[:-1], GRID.affine)
+    summary = ingest(cohort, tmp_path / "out", PARAMS)
+    rejected = pd.read_parquet(tmp_path / "out" / "rejected.parquet").set_index("study_id")["reason"]
+    assert summary.num_studies == 3 and summary.num_rejected == 3
+    assert "ends early" in rejected["sub-02"]
+    assert "starts with its header size" in rejected["sub-04"]
+    assert "must lie on one grid" in rejected["sub-05"]
+    assert StudyArrays.open(tmp_path / "out").patient_ids == ("sub-01", "sub-03", "sub-06")
 
 
-def test_without_the_mask_diffusion_finds_the_core_of_what_the_expert_drew(
-    isles22: Path, data_dir: Path, tmp_path: Path
-) -> None:
-    cohort = tmp_path / "cohort"
-    shutil.copytree(isles22, cohort, ignore=shutil.ignore_patterns("derivatives", "anat"))
-    ingest(cohort, tmp_path / "out", PARAMS.model_copy(update={"require_outcome": False}))
-    facts = pd.read_parquet(tmp_path / "out" / "facts.parquet").iloc[0]
-    mask, affine = read_raw(data_dir / "isles22", "msk")
-    adc, _ = read_raw(data_dir / "isles22", "adc")
-    core = (mask > 0) & (adc < 0.62)
-    core_ml = np.count_nonzero(core) * abs(np.linalg.det(affine[:3, :3])) / 1000
-    assert facts["laterality"] == side_of_mask(data_dir / "isles22")
-    # part of the mask is above the threshold of the core, and specks below 0.05 ml count as noise
-    assert 0.5 * core_ml < facts["volume_ml"] < 1.25 * core_ml
+def test_strict_fails_on_a_broken_study_and_writes_nothing(tmp_path: Path) -> None:
+    cohort = write_cohort(tmp_path / "cohort")
+    dwi_of(cohort, "sub-02").write_bytes(b"")
+    with pytest.raises(CohortError, match=r"--strict: 1 studies are left out: sub-02: "):
+        ingest(cohort, tmp_path / "out", PARAMS, strict=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cohort"]
+
+
+def test_truth_is_never_read(tmp_path: Path) -> None:
+    """Without the folder, with it, and with it swapped for a trap: the same bytes."""
+    cohort = write_cohort(tmp_path / "cohort")
+    ingest(cohort, tmp_path / "without", PARAMS)
+    truth = cohort / "derivatives" / "truth" / "sub-01"
+    write(truth / f"sub-01_{SPACE}desc-lesion_mask.nii.gz", 1 - phantom().lesion, GRID.affine)
+    ingest(cohort, tmp_path / "with", PARAMS)
+    shutil.rmtree(cohort / "derivatives" / "truth")
+    os.mkfifo(cohort / "derivatives" / "truth")  # whoever opens it waits for ever
+    ingest(cohort, tmp_path / "trap", PARAMS)
+    assert contents(tmp_path / "without") == contents(tmp_path / "with") == contents(tmp_path / "trap")
+
+
+def test_two_processes_give_the_bytes_of_one(tmp_path: Path) -> None:
+    cohort = write_cohort(tmp_path / "cohort", 16)
+    ingest(cohort, tmp_path / "one", PARAMS)
+    ingest(cohort, tmp_path / "two", PARAMS.model_copy(update={"num_workers": 2}))
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_patients_keep_their_split_when_the_cohort_grows(tmp_path: Path) -> None:
+    ingest(write_cohort(tmp_path / "small", 4), tmp_path / "a", PARAMS)
+    ingest(write_cohort(tmp_path / "large", 8), tmp_path / "b", PARAMS)
+    small, large = (
+        pd.read_parquet(tmp_path / n / "splits.parquet").set_index("patient_id")["split"] for n in "ab"
+    )
+    assert small.equals(large[small.index])
+
+
+def test_no_outcome_and_one_class_only_are_refused_unless_not_required(tmp_path: Path) -> None:
+    cohort = write_cohort(tmp_path / "cohort")
+    table = pd.read_csv(cohort / "participants.tsv", sep="\t", dtype=str)
+    table.assign(mrs_90d="1").to_csv(cohort / "participants.tsv", sep="\t", index=False)
+    with pytest.raises(CohortError, match="all 4 patients with an outcome have mrs_90d < 3"):
+        ingest(cohort, tmp_path / "out", PARAMS)
+    (cohort / "participants.tsv").unlink()
+    with pytest.raises(CohortError, match="none of 4 patients has mrs_90d"):
+        ingest(cohort, tmp_path / "out", PARAMS)
+    summary = ingest(cohort, tmp_path / "out", PARAMS.model_copy(update={"require_outcome": False}))
+    assert summary.num_studies == 4 and summary.num_with_table == 0
+
+
+def test_a_full_disk_leaves_the_earlier_output_untouched(tmp_path: Path) -> None:
+    cohort = write_cohort(tmp_path / "cohort")
+    ingest(cohort, tmp_path / "out", PARAMS)
+    before = contents(tmp_path / "out")
+    code = (
+        "import resource, sys; from pathlib import Path; from willis.steps.ingest import ingest;"
+        "from willis.params import IngestParams;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000));"
+        "ingest(Path(sys.argv[1]), Path(sys.argv[2]), IngestParams(num_workers=1))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(cohort), str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "nothing of it was kept and an earlier output is untouched" in done.stderr.replace("\n", " ")
+    assert contents(tmp_path / "out") == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cohort", "out"]
+
+
+def test_a_killed_run_leaves_no_output_and_the_next_one_cleans_up(tmp_path: Path) -> None:
+    cohort = write_cohort(tmp_path / "cohort", 12)
+    code = (
+        "import sys; from pathlib import Path; from willis.steps.ingest import ingest;"
+        "from willis.params import IngestParams;"
+        "ingest(Path(sys.argv[1]), Path(sys.argv[2]), IngestParams(num_workers=1))"
+    )
+    running = subprocess.Popen([sys.executable, "-c", code, str(cohort), str(tmp_path / "out")])
+    shards = tmp_path / ".out.part" / "shards"
+    while not (shards.is_dir() and any(shards.iterdir())) and running.poll() is None:
+        time.sleep(0.02)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert not (tmp_path / "out").exists()
+    ingest(cohort, tmp_path / "out", PARAMS)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cohort", "out"]
+
+
+def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    with pytest.raises(StepError, match="holds files that ingest did not write"):
+        ingest(write_cohort(tmp_path / "cohort"), tmp_path / "out", PARAMS)
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
+
+
+def test_real_soop_patients_keep_lesion_volume_side_and_table(tmp_path: Path, data_dir: Path) -> None:
+    source = tmp_path / "source"
+    (source / "NIfTI").mkdir(parents=True)
+    (source / "PNG").mkdir()
+    real = data_dir / "soop"
+    names = ("sub-1000", "sub-1003", "sub-1015", "sub-1024", "sub-446", "sub-1")
+    for name in names:
+        shutil.copy(real / "NIfTI" / f"bwsr{name}_lesion.nii.gz", source / "NIfTI")
+        shutil.copy(real / "PNG" / f"r{name}_lesion.nii.png", source / "PNG")
+    for name in ("NIfTI/ArterialAtlas136.nii.gz", "NIfTI/ArterialAtlas136.txt", "participants.tsv"):
+        shutil.copy(real / name, source / name)
+    import_soop(source, tmp_path / "cohort")
+    params = IngestParams(
+        sequences=("lesion",), planes=("flair",), outcome_column="mrs", require_outcome=False,
+        columns=dict(SOOP_COLUMNS), ignored_columns=SOOP_IGNORED, num_workers=1,
+    )  # fmt: skip
+    summary = ingest(tmp_path / "cohort", tmp_path / "out", params)
+    facts = pd.read_parquet(tmp_path / "out" / "facts.parquet").set_index("patient_id")
+    assert summary.num_studies == len(names) and len(summary.regions) == 32
+    assert facts.loc["sub-446", "volume_ml"] == pytest.approx(301.43)
+    assert facts.loc["sub-446", "laterality"] == "left"
+    loads = facts.filter(like="load_").sum(axis=1)
+    assert (loads <= facts["volume_ml"] + 1e-6).all()
+    arrays = StudyArrays.open(tmp_path / "out")
+    share = decode(np.asarray(arrays.volume(arrays.patient_ids.index("sub-446"))), ("lesion",))
+    assert share.sum() * GRID.voxel_ml == pytest.approx(301.43, rel=0.01)
+    assert (
+        arrays.planes_present.all()
+        and not pd.read_parquet(tmp_path / "out" / "table.parquet")["has_table"].all()
+    )
+
+
+def test_the_real_isles_case_is_found_on_the_experts_side(data_dir: Path) -> None:
+    (study,) = read_cohort(data_dir / "isles22").studies
+    given = prepare_study(replace(study, flair=None), IngestParams())
+    found = prepare_study(replace(study, lesion=None, flair=None), IngestParams())
+    assert given.registration_quality > 0.9 and given.adc_unit == "1e-3 mm^2/s"
+    assert given.facts.volume_ml == pytest.approx(4.184)
+    assert found.facts.laterality == given.facts.laterality == "left"
+    assert found.facts.territory == given.facts.territory == "mca"
+    assert 0.3 < (found.facts.volume_ml or 0) / 4.184 < 1.5
