@@ -88,10 +88,12 @@ class Dashboard:
 
     Args:
         url: as in `Settings.ray_dashboard_url`.
+        token: as in `Settings.ray_auth_token`.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, token: str | None = None) -> None:
         self.url = url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     def state(self) -> ServeState:
         """Ask what Serve runs.
@@ -127,7 +129,9 @@ class Dashboard:
         for log in sick_first:
             query = {"node_id": log.node_id, "filename": log.path.lstrip("/"), "lines": str(_LOG_LINES)}
             try:
-                answer = httpx.get(f"{self.url}/api/v0/logs/file", params=query, timeout=_TIMEOUT_S)
+                answer = httpx.get(
+                    f"{self.url}/api/v0/logs/file", params=query, headers=self._headers, timeout=_TIMEOUT_S
+                )
             except httpx.HTTPError:
                 continue
             if answer.is_success and answer.text.strip():
@@ -148,7 +152,9 @@ class Dashboard:
 
     def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
-            answer = httpx.request(method, f"{self.url}{path}", timeout=_TIMEOUT_S, **options)
+            answer = httpx.request(
+                method, f"{self.url}{path}", headers=self._headers, timeout=_TIMEOUT_S, **options
+            )
         except httpx.HTTPError as error:
             raise RayError(
                 f"Ray's dashboard at {self.url} does not answer: {error}; start Ray, or set "

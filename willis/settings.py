@@ -22,6 +22,9 @@ class Settings(BaseSettings):
     ray_dashboard_url: str = Field(
         "http://127.0.0.1:8265", description="Ray dashboard, where `deploy` puts the Serve config."
     )
+    ray_auth_token: SecretStr | None = Field(
+        None, description="Token of the Ray cluster, where it asks for one (RAY_AUTH_MODE=token)."
+    )
     endpoint_url: str = Field("http://127.0.0.1:8000", description="Where the deployed application answers.")
     serve_bind: str = Field(
         "127.0.0.1:8000",

@@ -1,6 +1,7 @@
 """The stages of the demo in their order; each reads what earlier ones left on disk."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -75,10 +76,8 @@ class _Ray:
     def ensure(self) -> None:
         if self._up:
             return
-        head = self._stack.enter_context(ray_head(self._root / "logs" / "ray.log"))
-        os.environ.update(
-            {"WILLIS_RAY_ADDRESS": head.address, "WILLIS_RAY_DASHBOARD_URL": head.dashboard_url}
-        )
+        started = ray_head(self._root / "logs" / "ray.log", token=secrets.token_hex(32))
+        os.environ.update(self._stack.enter_context(started).variables())
         from willis.settings import settings
 
         settings.cache_clear()

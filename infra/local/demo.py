@@ -71,7 +71,7 @@ def configure(root: Path) -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, str(value))
-    os.environ.update({MARK: str(root), "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(REPOSITORY)})
+    os.environ.update({MARK: str(root), "PYTHONPATH": str(REPOSITORY)})
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
 
 

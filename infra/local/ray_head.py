@@ -24,7 +24,6 @@ PORTS = (
     "metrics-export-port",
 )  # fmt: skip
 VARIABLES = {
-    "RAY_AUTH_MODE": "disabled",  # loopback alone; a token would have to reach every local caller
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
@@ -41,42 +40,62 @@ class RayHead:
     Attributes:
         address: for `ray.init` and WILLIS_RAY_ADDRESS.
         dashboard_url: for WILLIS_RAY_DASHBOARD_URL.
+        token: what callers must show; None where everybody on the machine is trusted.
     """
 
     address: str
     dashboard_url: str
+    token: str | None
     process: subprocess.Popen[bytes]
+
+    def variables(self) -> dict[str, str]:
+        """What a process needs in its environment to use this node."""
+        found = {
+            "WILLIS_RAY_ADDRESS": self.address,
+            "WILLIS_RAY_DASHBOARD_URL": self.dashboard_url,
+            **auth_variables(self.token),
+        }
+        return found | ({"WILLIS_RAY_AUTH_TOKEN": self.token} if self.token else {})
+
+
+def auth_variables(token: str | None) -> dict[str, str]:
+    """Ray's own switches: some of its ports listen on every interface; a token keeps others out."""
+    if token is None:
+        return {"RAY_AUTH_MODE": "disabled"}
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
 
 
 @contextlib.contextmanager
-def ray_head(log: Path, num_cpus: int = 4, drain_s: int = 30) -> Iterator[RayHead]:
+def ray_head(log: Path, num_cpus: int = 4, drain_s: int = 30, token: str | None = None) -> Iterator[RayHead]:
     """Start a node, wait until it is alive, and stop it at the end.
 
     Args:
         log: where its output goes.
         num_cpus: logical CPUs; replicas and workers share the real ones.
         drain_s: how long a replica that is replaced goes on answering.
+        token: what callers must show (at least 32 random characters); None asks for nothing.
 
     Raises:
         RayError: it did not come up in two attempts; the message ends with the end of its log.
     """
     # Below /tmp, because a Unix socket's path may have 107 bytes.
     with tempfile.TemporaryDirectory(prefix="wr", dir="/tmp", ignore_cleanup_errors=True) as scratch:
-        head = _started(log, num_cpus, drain_s, Path(scratch))
+        head = _started(log, num_cpus, drain_s, token, Path(scratch))
         try:
             yield head
         finally:
             stop(head.process)
 
 
-def _started(log: Path, num_cpus: int, drain_s: int, scratch: Path) -> RayHead:
+def _started(log: Path, num_cpus: int, drain_s: int, token: str | None, scratch: Path) -> RayHead:
     for attempt in range(ATTEMPTS):
         folder = scratch / str(attempt)
         folder.mkdir()
         ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
-        environment = os.environ | serve_environment(folder, drain_s) | VARIABLES
+        environment = os.environ | serve_environment(folder, drain_s) | VARIABLES | auth_variables(token)
         process = start(_command(ports, num_cpus, folder), log, environment)
-        head = RayHead(f"127.0.0.1:{ports['port']}", f"http://127.0.0.1:{ports['dashboard-port']}", process)
+        address, dashboard = (f"127.0.0.1:{ports[name]}" for name in ("port", "dashboard-port"))
+        head = RayHead(address, f"http://{dashboard}", token, process)
         if _comes_up(head):
             return head
         stop(process)
@@ -111,7 +130,10 @@ def _node_is_alive(head: RayHead) -> bool:
     import httpx
 
     try:
-        answer = httpx.get(f"{head.dashboard_url}/nodes", params={"view": "summary"}, timeout=5)
+        headers = {"Authorization": f"Bearer {head.token}"} if head.token else {}
+        answer = httpx.get(
+            f"{head.dashboard_url}/nodes", params={"view": "summary"}, headers=headers, timeout=5
+        )
         nodes = answer.json()["data"]["summary"]
     except (httpx.HTTPError, ValueError, KeyError):
         return False

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import secrets
 import shlex
 import signal
 import sys
@@ -55,9 +56,9 @@ def _until_stopped(root: Path, last: LastSource) -> None:
     from willis.settings import settings
     from willis.steps.deploy import deploy
 
-    with console.status("starting Ray and the endpoint ..."), ray_head(root / "logs" / "ray.log") as head:
-        os.environ["WILLIS_RAY_ADDRESS"] = head.address
-        os.environ["WILLIS_RAY_DASHBOARD_URL"] = head.dashboard_url
+    started = ray_head(root / "logs" / "ray.log", token=secrets.token_hex(32))
+    with console.status("starting Ray and the endpoint ..."), started as head:
+        os.environ.update(head.variables())
         settings.cache_clear()
         params = last.params
         service = deploy(None, params.deploy, settings(), params.ingest, params.report)

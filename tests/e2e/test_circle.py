@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from infra.local.processes import MARK
+from pipelines.local import ANSI
 from tests.fixtures.demo import NUM_PATIENTS, NUM_STREAM, Demo, demo_command, demo_environment
 from willis.provenance import GRAPH
 
@@ -161,11 +162,15 @@ def test_after_a_kill_nothing_is_left_and_the_next_run_goes_on(demo: Demo, tmp_p
     assert _left_behind(demo.root) == []
 
 
+def _num_trainings(root: Path) -> int:
+    log = (root / "pipeline" / "pipeline.log").read_text(errors="replace")
+    return ANSI.sub("", log).count("Executing task 'train'")
+
+
 def _wait_for_training(root: Path, process: "subprocess.Popen[bytes]") -> None:
-    log = root / "pipeline" / "pipeline.log"
-    before = log.read_text(errors="replace").count("Executing task 'train'")
+    before = _num_trainings(root)
     deadline = time.monotonic() + 300
-    while log.read_text(errors="replace").count("Executing task 'train'") == before:
+    while _num_trainings(root) == before:
         assert process.poll() is None, "the demo ended before it could be killed"
         assert time.monotonic() < deadline, "training never started"
         time.sleep(0.2)

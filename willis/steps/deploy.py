@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 IMPORT_PATH = "serving.app:build"
 SECRETS = ("api_keys", "pseudonym_key", "report_api_key", "s3_access_key", "s3_secret_key")
 _LOCATIONS = ("registry", "object_store")
-_OF_THE_CALLER = ("ray_address", "ray_dashboard_url", "endpoint_url", "serve_bind", "dvc_remote", "data_dir")
+_OF_THE_CALLER = (
+    "ray_address", "ray_dashboard_url", "ray_auth_token", "endpoint_url", "serve_bind", "dvc_remote",
+    "data_dir",
+)  # fmt: skip
 _POLL_S = 0.5
 
 
@@ -72,7 +75,8 @@ def deploy(
     _check_fit(bundle, ingest)
     _check_facts(bundle, settings)
     _check_open(settings)
-    dashboard = Dashboard(settings.ray_dashboard_url)
+    token = settings.ray_auth_token
+    dashboard = Dashboard(settings.ray_dashboard_url, token.get_secret_value() if token else None)
     running = dashboard.state()
     running.check_bind(settings.serve_bind, settings.endpoint_url)
     config = application_config(bundle.version, params, settings, ingest, report)
