@@ -252,16 +252,19 @@ Brains only, MNI space, 2 x 2 x 4 mm. derivatives/truth/ holds the answers: only
 
 def _write_truth(partial: Path, patients: Patients, params: CohortParams, found: Ceilings | None) -> None:
     import pandas as pd
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     folder = partial / TRUTH
     folder.mkdir(parents=True, exist_ok=True)
-    support = make_support(params.preset, params.without_infarct)
     image, table = patients.image, patients.table
+    with threadpool_limits(1):  # the same sums in the same order, whatever the machine
+        support = make_support(params.preset, params.without_infarct)
+        p_image, p_table = given_image(support, image), given_table(support, table)
     columns: dict[str, Sequence[Any] | npt.NDArray[Any]] = {
         "patient_id": list(patients.ids),
         "p_poor": sigmoid(patients.log_odds),
-        "p_image": given_image(support, image),
-        "p_table": given_table(support, table),
+        "p_image": p_image,
+        "p_table": p_table,
         "mrs_90d": patients.mrs_90d,
         "infarct": image.infarct > 0,
         "territory": [TERRITORIES[k] for k in image.territory],
