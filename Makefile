@@ -36,7 +36,7 @@ setup: $(READY)
 # torch first and exactly so: a range would bring several GB of CUDA. constraints.txt is the whole
 # environment, so nothing is left to resolve; pip check says whether it still fits pyproject.toml.
 $(READY): constraints.txt pyproject.toml
-	@echo 'setting up $(VENV) (3-5 minutes, 3.5 GB) ...'
+	@echo 'setting up $(VENV) (5-10 minutes, 3.5 GB) ...'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install torch==2.13.0
 	$(PIP) install --no-deps --requirement constraints.txt
