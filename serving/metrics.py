@@ -17,6 +17,7 @@ from prometheus_client import (
     Gauge,
     Histogram,
     generate_latest,
+    values,
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import Scope
@@ -30,7 +31,7 @@ class Metrics:
     """Counters of one process."""
 
     def __init__(self) -> None:
-        if _SHARED in os.environ:
+        if _counts_in_files():
             Path(os.environ[_SHARED]).mkdir(parents=True, exist_ok=True)
         own = CollectorRegistry()
         self._own, self._num_in_flight = own, 0
@@ -104,8 +105,13 @@ class Metrics:
         return self._counted() + (watched.read_bytes() if watched and watched.is_file() else b"")
 
     def _counted(self) -> bytes:
-        if _SHARED not in os.environ:
+        if not _counts_in_files():
             return generate_latest(self._own)
         joined = CollectorRegistry()
         MultiProcessCollector(joined)
         return generate_latest(joined)
+
+
+def _counts_in_files() -> bool:
+    """Ask prometheus-client how it counts: it decides once, and Feast sets the variable when imported later."""
+    return values.ValueClass is not values.MutexValue
