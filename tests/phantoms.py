@@ -33,20 +33,24 @@ class Phantom:
         return getattr(self, name)
 
 
-@lru_cache(maxsize=1)
-def phantom() -> Phantom:
-    """Brain 300 +- 10, ADC 800, FLAIR 200; lesion DWI 600, ADC 400, FLAIR 300; air exactly 0."""
+@lru_cache(maxsize=4)
+def phantom(adc_in_lesion: float | None = 400) -> Phantom:
+    """Brain DWI 300 +- 10, ADC 800, FLAIR 200; lesion DWI 600, ADC as told, FLAIR 300; air exactly 0.
+
+    Without an ADC of the lesion there is no lesion.
+    """
     rng = np.random.default_rng(3)
     brain = template_brain(GRID)
     position = np.indices(GRID.shape).T.dot(GRID.affine[:3, :3].T).T + GRID.affine[:3, 3][:, None, None, None]
     away = np.sqrt(sum((position[a] - LESION_MM[a]) ** 2 for a in range(3)))
-    lesion = brain & (away < RADIUS_MM)
+    lesion = brain & (away < RADIUS_MM) & (adc_in_lesion is not None)
     noise = rng.normal(0, 10, GRID.shape)
 
     def image(healthy: float, ill: float) -> Any:
         return np.where(brain, np.where(lesion, ill, healthy) + noise, 0).round().astype(np.int16)
 
-    return Phantom(image(300, 600), image(800, 400), image(200, 300), lesion.astype(np.uint8))
+    adc = image(800, adc_in_lesion or 0)
+    return Phantom(image(300, 600), adc, image(200, 300), lesion.astype(np.uint8))
 
 
 def write(path: Path, data: Any, affine: Any, change: Callable[[Any], None] | None = None) -> Path:
@@ -74,11 +78,12 @@ def write_study(
     sequences: tuple[str, ...] = ("dwi", "adc", "flair"),
     patient: str = "sub-01",
     axes: str = "RAS",
+    brain: Phantom | None = None,
 ) -> StudyFiles:
     """Write a phantom study and say where its files are."""
     paths = {}
     for name in sequences:
-        data, affine = reoriented(phantom().sequence(name), GRID.affine, axes)
+        data, affine = reoriented((brain or phantom()).sequence(name), GRID.affine, axes)
         paths[name] = write(folder / f"{patient}_{SPACE}{name}.nii.gz", data, affine)
     return StudyFiles(patient, patient, **paths, in_standard_space=True)
 

@@ -12,14 +12,17 @@ PLACES = {
     "aca": [(-6, 50, 10), (-6, -20, 66), (-5, -62, 46)],
     "mca_frontal": [(-40, 4, 46), (-50, 16, 12)],
     "mca_parietal": [(-56, -34, 36)],
-    "mca_temporal": [(-60, -20, 0)],
-    "mca_insula": [(-38, 4, 2)],
+    "mca_temporal": [(-60, -20, 0), (-56, -24, 10)],
+    "mca_insula": [(-38, 4, 2), (-40, 0, 4)],
     "lenticulostriate": [(-26, 4, 2), (-12, 12, 8)],
     "thalamus": [(-10, -20, 8)],
-    "pca_occipital": [(-8, -84, 6)],
-    "cerebellum": [(-26, -64, -36)],
-    "brainstem": [(-5, -26, -34)],
+    "pca_occipital": [(-8, -84, 6), (-10, -86, 4)],
+    "cerebellum": [(-26, -64, -36), (-28, -64, -38)],
+    "brainstem": [(-5, -26, -34), (-5, -28, -34)],
 }
+ARTERIES = {"lenticulostriate": "mca", "thalamus": "pca"} | dict.fromkeys(
+    ("cerebellum", "brainstem"), "vertebrobasilar"
+)
 
 
 def named(territories: ArterialMap, points: list[tuple[float, float, float]]) -> list[str]:
@@ -33,6 +36,8 @@ def test_textbook_places_have_their_region_on_both_sides(part: str) -> None:
     right = [(-x, y, z) for x, y, z in left]
     assert set(named(default_map(), left)) == {f"{part}_left"}
     assert set(named(default_map(), right)) == {f"{part}_right"}
+    arteries = {region.artery for region in default_map().regions if region.name.startswith(f"{part}_")}
+    assert arteries == {ARTERIES.get(part, part.split("_")[0])}
 
 
 def test_the_default_map_fills_white_matter_and_stays_in_the_brain() -> None:

@@ -136,9 +136,15 @@ def _check_grids(volumes: dict[Sequence, Volume], in_standard_space: bool) -> No
     for one, two in pairs:
         if one in volumes and two in volumes and not volumes[one].same_grid(volumes[two]):
             raise StudyError(
-                f"{volumes[one].name} has shape {volumes[one].data.shape} and {volumes[two].name} "
-                f"{volumes[two].data.shape}, or their affines differ; {one} and {two} must lie on one grid"
+                f"{_difference(volumes[one], volumes[two])}; {one} and {two} must lie on one grid: "
+                "resample one to the other, or take one of them out of the study"
             )
+
+
+def _difference(one: Volume, two: Volume) -> str:
+    if one.data.shape != two.data.shape:
+        return f"{one.name} has shape {one.data.shape} and {two.name} {two.data.shape}"
+    return f"the affines of {one.name} and {two.name} put a corner {one.shift_mm(two):.1f} mm apart"
 
 
 def _reference(volumes: dict[Sequence, Volume]) -> Sequence:

@@ -5,6 +5,7 @@ returned is 3-D, finite, float32 and RAS+ (X grows towards the patient's right, 
 """
 
 import gzip
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from willis.errors import StudyError
 MIN_SPACING_MM, MAX_SPACING_MM = 0.2, 12.0
 MIN_VOXELS_PER_AXIS = 4
 FORM_TOLERANCE_MM = 0.5
+GRID_TOLERANCE_MM = 0.1
+COPY_AGAIN = "copy it again from its source"
 HEADER_SIZES = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 
 Float32 = npt.NDArray[np.float32]
@@ -47,9 +50,11 @@ class Volume:
 
     def same_grid(self, other: "Volume") -> bool:
         """True when the other volume has the same voxels, to a tenth of a millimetre."""
-        if self.data.shape != other.data.shape:
-            return False
-        return _max_corner_shift(self.affine, other.affine, self.data.shape) < 0.1
+        return self.data.shape == other.data.shape and self.shift_mm(other) < GRID_TOLERANCE_MM
+
+    def shift_mm(self, other: "Volume") -> float:
+        """How far apart the affines put the corner on which they agree least."""
+        return _max_corner_shift(self.affine, other.affine, self.data.shape)
 
 
 def read_volume(path: Path, sequence: Sequence, max_volume_mb: float = 512) -> Volume:
@@ -85,9 +90,7 @@ def _unpack(path: Path, max_volume_mb: float) -> tuple[Any, Float32]:
     except FileNotFoundError:
         raise StudyError(f"{path.name} does not exist in {path.parent}") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise StudyError(
-            f"{path.name} ends early or is damaged ({error}); copy it again from its source"
-        ) from None
+        raise StudyError(f"{path.name} ends early or is damaged ({error}); {COPY_AGAIN}") from None
     except OSError as error:
         raise StudyError(f"{path.name} cannot be read: {error}") from None
 
@@ -96,11 +99,14 @@ def _header(stream: IO[bytes], name: str) -> Any:
     size_field = stream.read(4)
     sizes = {int.from_bytes(size_field, "little"), int.from_bytes(size_field, "big")} & set(HEADER_SIZES)
     if len(size_field) < 4 or not sizes:
-        raise StudyError(f"{name} starts with {size_field!r}; a NIfTI file starts with its header size, 348")
+        raise StudyError(
+            f"{name} starts with {size_field!r}; a NIfTI file starts with its header size, 348: "
+            f"{COPY_AGAIN}, or bring DICOM in by `willis cohort import dicom`"
+        )
     size = sizes.pop()
     block = size_field + stream.read(size - 4)
     if len(block) < size:
-        raise StudyError(f"{name} ends after {len(block)} bytes; its header alone has {size}")
+        raise StudyError(f"{name} ends after {len(block)} bytes; its header alone has {size}: {COPY_AGAIN}")
     header = HEADER_SIZES[size](binaryblock=block, check=False)
     if not bytes(header["magic"]).startswith(b"n+"):
         raise StudyError(
@@ -111,24 +117,37 @@ def _header(stream: IO[bytes], name: str) -> Any:
 
 def _values(stream: IO[bytes], header: Any, name: str, max_volume_mb: float) -> Float32:
     shape, dtype, offset = _layout(header, name)
-    num_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    spatial = _spatial(shape, name)
+    num_bytes = math.prod(spatial) * dtype.itemsize
     if num_bytes > max_volume_mb * 1e6:
         raise StudyError(
             f"{name} unpacks to {num_bytes / 1e6:.0f} MB (shape {shape}); "
             f"at most {max_volume_mb:g} MB are read (params.yaml: ingest.max_volume_mb)"
         )
-    skip = offset - header.sizeof_hdr
-    stream.read(skip)
+    slope, intercept = _scale(header, name)
+    stream.read(offset - header.sizeof_hdr)
     buffer = stream.read(num_bytes)
     if len(buffer) < num_bytes:
-        raise StudyError(f"{name} holds {len(buffer)} bytes of voxels; its header promises {num_bytes}")
+        raise StudyError(
+            f"{name} holds {len(buffer)} bytes of voxels; its header promises {num_bytes}: {COPY_AGAIN}"
+        )
     if stream.read(1):
-        raise StudyError(f"{name} unpacks to more than the {num_bytes} bytes that its header promises")
-    values = np.frombuffer(buffer, dtype).reshape(_spatial(shape, name), order="F").astype(np.float32)
-    slope, intercept = header.get_slope_inter()
-    if slope is not None and (slope, intercept or 0.0) != (1.0, 0.0):
-        values = values * np.float32(slope) + np.float32(intercept or 0.0)
+        raise StudyError(
+            f"{name} unpacks to more than the {num_bytes} bytes that its header promises; {COPY_AGAIN}"
+        )
+    with np.errstate(over="ignore"):  # what overflows is infinite, and refused as such
+        values = np.frombuffer(buffer, dtype).reshape(spatial, order="F").astype(np.float32)
+        if (slope, intercept) != (1.0, 0.0):
+            values = values * np.float32(slope) + np.float32(intercept)
     return values
+
+
+def _scale(header: Any, name: str) -> tuple[float, float]:
+    try:
+        slope, intercept = header.get_slope_inter()
+    except nib.spatialimages.HeaderDataError as error:
+        raise StudyError(f"{name} has a scale that cannot be applied: {error}; {COPY_AGAIN}") from None
+    return (1.0, 0.0) if slope is None else (slope, intercept or 0.0)
 
 
 def _layout(header: Any, name: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
@@ -136,8 +155,8 @@ def _layout(header: Any, name: str) -> tuple[tuple[int, ...], np.dtype[Any], int
         shape = tuple(int(n) for n in header.get_data_shape())
         dtype = header.get_data_dtype()
         offset = int(header.get_data_offset())
-    except (nib.spatialimages.HeaderDataError, ValueError, KeyError) as error:
-        raise StudyError(f"{name} has a header that contradicts itself: {error}") from None
+    except (nib.spatialimages.HeaderDataError, ValueError, OverflowError, KeyError) as error:
+        raise StudyError(f"{name} has a header that contradicts itself: {error}; {COPY_AGAIN}") from None
     if dtype.kind not in "iuf":
         raise StudyError(f"{name} holds {dtype} voxels; they must be integers or floats")
     if min(shape, default=0) < 1:
@@ -152,28 +171,37 @@ def _spatial(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
     while len(kept) > 3 and kept[-1] == 1:
         kept = kept[:-1]
     if len(kept) > 3:
-        raise StudyError(f"{name} is {len(kept)}-D with shape {shape}; one file must hold one 3-D volume")
+        raise StudyError(
+            f"{name} is {len(kept)}-D with shape {shape}; one file must hold one 3-D volume: "
+            "write the one that is meant (of diffusion, the trace) to a file of its own"
+        )
     if len(kept) < 3 or min(kept) < MIN_VOXELS_PER_AXIS:
         raise StudyError(
-            f"{name} has shape {shape}; a volume has three axes of >= {MIN_VOXELS_PER_AXIS} voxels"
+            f"{name} has shape {shape}; a volume has three axes of >= {MIN_VOXELS_PER_AXIS} voxels: "
+            "give the whole series, not one slice of it"
         )
     return kept
 
 
 def _affine(header: Any, name: str) -> Affine:
     _check_spacing(np.asarray(header["pixdim"][1:4], np.float64), name)
+    if header["pixdim"][0] == 0:  # many writers leave it; the standard reads it as 1
+        header["pixdim"][0] = 1
     try:
         qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
     except (nib.spatialimages.HeaderDataError, ValueError) as error:
         raise StudyError(f"{name} has a qform that is no rotation: {error}") from None
     if qform is None and sform is None:
-        raise StudyError(f"{name} has neither qform nor sform; left and right cannot be told apart")
+        raise StudyError(
+            f"{name} has neither qform nor sform; left and right cannot be told apart: "
+            "convert it again from DICOM, with a tool that writes both"
+        )
     if qform is not None and sform is not None:
         shift = _max_corner_shift(qform, sform, header.get_data_shape()[:3])
         if not shift <= FORM_TOLERANCE_MM:
             raise StudyError(
                 f"{name}: qform and sform put a corner {shift:.1f} mm apart; "
-                f"they may differ by {FORM_TOLERANCE_MM} mm"
+                f"they may differ by {FORM_TOLERANCE_MM} mm: keep the one that is right in both"
             )
     affine = np.asarray(sform if sform is not None else qform, np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
@@ -192,7 +220,8 @@ def _check_spacing(spacing_mm: npt.NDArray[np.float64], name: str) -> None:
         if not MIN_SPACING_MM <= edge <= MAX_SPACING_MM:
             raise StudyError(
                 f"{name}: spacing_mm[{axis}] is {edge:g}; "
-                f"every edge must be {MIN_SPACING_MM:g} to {MAX_SPACING_MM:g} mm"
+                f"every edge must be {MIN_SPACING_MM:g} to {MAX_SPACING_MM:g} mm: "
+                "set the scanner's own spacing in the header, or convert it again from DICOM"
             )
 
 
@@ -207,12 +236,15 @@ def _to_ras(values: Float32, affine: Affine, name: str) -> tuple[Float32, Affine
 def _check_values(data: Float32, sequence: Sequence, name: str) -> None:
     if not np.isfinite(data.sum(dtype=np.float64)):
         share = 1 - np.isfinite(data).mean()
-        raise StudyError(f"{name} holds NaN or infinity in {share:.2%} of its voxels; all must be finite")
+        raise StudyError(
+            f"{name} holds NaN or infinity in {share:.2%} of its voxels; all must be finite: "
+            "export it again, with 0 where there is nothing"
+        )
     low, high = float(data.min()), float(data.max())
     if sequence == "lesion":
         _check_mask(data, low, name)
     elif low == high:
-        raise StudyError(f"{name} holds {low:g} in every voxel; an image must vary")
+        raise StudyError(f"{name} holds {low:g} in every voxel; an image must vary: export it again")
     elif sequence != "adc" and (high <= 0 or low < -0.25 * high):
         raise StudyError(f"{name} ranges from {low:g} to {high:g}; a magnitude image is not negative")
 
