@@ -1,12 +1,15 @@
+import gzip
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,13 +18,14 @@ from tests.phantoms import GRID, SPACE, phantom, write, write_cohort
 from willis.cohort.bids import read_cohort
 from willis.cohort.soop import import_soop
 from willis.cohort.table import SOOP_COLUMNS, SOOP_IGNORED
-from willis.errors import CohortError, StepError
+from willis.errors import CohortError, StepError, TableError
 from willis.imaging.prepare import prepare_study
 from willis.imaging.shards import StudyArrays, decode
 from willis.params import IngestParams
 from willis.steps.ingest import IngestSummary, ingest
 
 PARAMS = IngestParams(num_workers=1, studies_per_shard=3)
+Spoil = Callable[[Path], object]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -55,18 +59,67 @@ def test_a_cohort_becomes_arrays_facts_table_and_splits_in_one_order(tmp_path: P
     assert IngestSummary.model_validate_json((tmp_path / "out" / "ingest.json").read_text()) == summary
 
 
-def test_broken_studies_are_listed_with_reasons_and_left_out(tmp_path: Path) -> None:
-    cohort = write_cohort(tmp_path / "cohort", 6)
-    dwi_of(cohort, "sub-02").write_bytes(dwi_of(cohort, "sub-02").read_bytes()[:-300])
-    dwi_of(cohort, "sub-04").write_text("not a NIfTI file")
-    write(dwi_of(cohort, "sub-05"), phantom().dwi[:-1], GRID.affine)
+def spoiled_header(**fields: object) -> Spoil:
+    """Write the phantom's DWI again with other fields in its header."""
+
+    def spoil(path: Path) -> None:
+        write(path, phantom().dwi, GRID.affine)
+        content = bytearray(gzip.decompress(path.read_bytes()))
+        header = nib.Nifti1Header(bytes(content[:348]), check=False)
+        for name, value in fields.items():
+            header[name] = value
+        content[:348] = header.binaryblock
+        path.write_bytes(gzip.compress(bytes(content), compresslevel=1))
+
+    return spoil
+
+
+def replaced(make: Callable[[np.ndarray], np.ndarray]) -> Spoil:
+    """Write other voxels in place of the phantom's DWI."""
+    return lambda path: write(path, make(phantom().dwi), GRID.affine)
+
+
+def with_nan(data: np.ndarray) -> np.ndarray:
+    spoilt = data.astype(np.float32)
+    spoilt[:44] = np.nan
+    return spoilt
+
+
+BAD_STUDIES: dict[str, tuple[Spoil, str]] = {
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-300]), "ends early or is damaged"),
+    "no NIfTI": (lambda path: path.write_text("not a NIfTI file"), "starts with b'not '"),
+    "2-D": (replaced(lambda data: data[:, :, 20]), "has shape (88, 104); a volume has three axes"),
+    "4-D": (replaced(lambda data: np.stack([data] * 3, axis=-1)), "4-D with shape (88, 104, 40, 3)"),
+    "NaN": (replaced(with_nan), "NaN or infinity in 50.00%"),
+    "all zero": (replaced(np.zeros_like), "holds 0 in every voxel"),
+    "forms": (spoiled_header(qoffset_x=90), "qform and sform put a corner"),
+    "no form": (spoiled_header(qform_code=0, sform_code=0), "neither qform nor sform"),
+    "spacing": (spoiled_header(pixdim=[1, 2, 2, 0, 1, 1, 1, 1]), "spacing_mm[2] is 0"),
+    "scale": (spoiled_header(scl_slope=1, scl_inter=np.nan), "a scale that cannot be applied"),
+    "bomb": (spoiled_header(dim=[3, 30000, 30000, 30000, 1, 1, 1, 1]), "unpacks to 54000000 MB"),
+    "grid": (replaced(lambda data: data[:-1]), "must lie on one grid"),
+}
+
+
+def test_every_bad_study_is_listed_with_its_reason_and_no_good_one_is_lost(tmp_path: Path) -> None:
+    """Twelve patients, one for each kind of bad DWI, between two good ones."""
+    cohort = write_cohort(tmp_path / "cohort", len(BAD_STUDIES) + 2)
+    bad = {f"sub-{number:02d}": how for number, how in enumerate(BAD_STUDIES.values(), start=2)}
+    for patient, (spoil, _) in bad.items():
+        spoil(dwi_of(cohort, patient))
     summary = ingest(cohort, tmp_path / "out", PARAMS)
     rejected = pd.read_parquet(tmp_path / "out" / "rejected.parquet").set_index("study_id")["reason"]
-    assert summary.num_studies == 3 and summary.num_rejected == 3
-    assert "ends early" in rejected["sub-02"]
-    assert "starts with its header size" in rejected["sub-04"]
-    assert "must lie on one grid" in rejected["sub-05"]
-    assert StudyArrays.open(tmp_path / "out").patient_ids == ("sub-01", "sub-03", "sub-06")
+    assert sorted(rejected.index) == sorted(bad)
+    for patient, (_, words) in bad.items():
+        assert words in rejected[patient] and dwi_of(cohort, patient).name in rejected[patient]
+    assert summary.num_studies == 2 and summary.num_rejected == len(bad)
+    kept = StudyArrays.open(tmp_path / "out")
+    assert kept.patient_ids == ("sub-01", f"sub-{len(bad) + 2}")
+    good = ingest(write_cohort(tmp_path / "good", 2), tmp_path / "alone", PARAMS)
+    alone = StudyArrays.open(tmp_path / "alone")
+    assert good.num_studies == 2
+    np.testing.assert_array_equal(kept.volume(0), alone.volume(0))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["alone", "cohort", "good", "out"]
 
 
 def test_strict_fails_on_a_broken_study_and_writes_nothing(tmp_path: Path) -> None:
@@ -106,12 +159,68 @@ def test_patients_keep_their_split_when_the_cohort_grows(tmp_path: Path) -> None
     assert small.equals(large[small.index])
 
 
-def test_no_outcome_and_one_class_only_are_refused_unless_not_required(tmp_path: Path) -> None:
-    cohort = write_cohort(tmp_path / "cohort")
+def rewrite(cohort: Path, **columns: object) -> None:
+    """Change or add columns of participants.tsv."""
     table = pd.read_csv(cohort / "participants.tsv", sep="\t", dtype=str)
-    table.assign(mrs_90d="1").to_csv(cohort / "participants.tsv", sep="\t", index=False)
-    with pytest.raises(CohortError, match="all 4 patients with an outcome have mrs_90d < 3"):
+    table.assign(**columns).to_csv(cohort / "participants.tsv", sep="\t", index=False)
+
+
+@pytest.mark.parametrize(
+    ("columns", "error", "message"),
+    [
+        ({"nihs": "3"}, TableError, r"column 'nihs' .*perhaps nihs: nihss.*ingest\.ignored_columns"),
+        ({"glucose_mmol_l": "126"}, TableError, r"glucose_mmol_l is 126 for sub-01.*divide by 18\.02"),
+        ({"mrs_90d": ["7", "9", "12", "0"]}, TableError, r"mrs is 7 for sub-01.*must be 0 to 6"),
+        ({"mrs_90d": "1"}, CohortError, "all 4 patients with an outcome have mrs_90d < 3"),
+        ({"mrs_90d": "6"}, CohortError, "all 4 patients with an outcome have mrs_90d >= 3"),
+        ({"mrs_90d": "n/a"}, CohortError, r"none of 4 patients has mrs_90d.*ingest\.require_outcome"),
+    ],
+)
+def test_a_table_that_is_refused_leaves_the_earlier_output_untouched(
+    tmp_path: Path, columns: dict[str, object], error: type[Exception], message: str
+) -> None:
+    cohort = write_cohort(tmp_path / "cohort")
+    ingest(cohort, tmp_path / "out", PARAMS)
+    before = contents(tmp_path / "out")
+    rewrite(cohort, **columns)
+    with pytest.raises(error, match=message):
         ingest(cohort, tmp_path / "out", PARAMS)
+    assert contents(tmp_path / "out") == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cohort", "out"]
+
+
+def test_a_bad_row_leaves_its_patient_out_and_no_other(tmp_path: Path) -> None:
+    """An outcome outside 0-6, two rows of a patient that contradict each other, and the same row twice."""
+    cohort = write_cohort(tmp_path / "cohort", 6)
+    rewrite(cohort, mrs_90d=["4", "0", "4", "0", "4", "7"])
+    rows = (cohort / "participants.tsv").read_text().splitlines()
+    rows += [rows[1], rows[2].replace("\t62\t", "\t26\t")]
+    (cohort / "participants.tsv").write_text("\n".join(rows) + "\n")
+    ingest(cohort, tmp_path / "out", PARAMS)
+    rejected = pd.read_parquet(tmp_path / "out" / "rejected.parquet").set_index("patient_id")["reason"]
+    assert rejected["sub-06"].startswith(
+        "mrs is 7; it must be 0 to 6 points, a whole number (participants.tsv)"
+    )
+    assert rejected["sub-02"] == "2 rows of participants.tsv contradict each other; keep one"
+    assert StudyArrays.open(tmp_path / "out").patient_ids == ("sub-01", "sub-03", "sub-04", "sub-05")
+
+
+def test_missing_sequences_and_values_are_normal(tmp_path: Path) -> None:
+    cohort = write_cohort(tmp_path / "cohort")
+    dwi_of(cohort, "sub-02").unlink()
+    rewrite(cohort, age=["n/a", "62", "", "64"], nihss="n/a")
+    summary = ingest(cohort, tmp_path / "out", PARAMS)
+    assert (summary.num_studies, summary.num_rejected, summary.num_remarks) == (4, 0, 0)
+    studies = pd.read_parquet(tmp_path / "out" / "studies.parquet")
+    assert studies["has_dwi"].tolist() == [True, False, True, True] and studies["has_adc"].all()
+    facts = pd.read_parquet(tmp_path / "out" / "facts.parquet")
+    assert facts["volume_ml"].isna().tolist() == [False, True, False, False]
+    table = pd.read_parquet(tmp_path / "out" / "table.parquet")
+    assert table["age"].isna().tolist() == [True, False, True, False] and table["nihss"].isna().all()
+
+
+def test_studies_without_outcomes_are_prepared_when_none_is_required(tmp_path: Path) -> None:
+    cohort = write_cohort(tmp_path / "cohort")
     (cohort / "participants.tsv").unlink()
     with pytest.raises(CohortError, match="none of 4 patients has mrs_90d"):
         ingest(cohort, tmp_path / "out", PARAMS)

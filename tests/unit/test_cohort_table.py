@@ -62,6 +62,7 @@ def test_an_impossible_outcome_leaves_its_patient_out(tmp_path: Path, value: str
     clean = table(tmp_path, mrs_90d=[value] + ["2"] * 9)
     (left_out,) = clean.left_out
     assert left_out.patient_id == "sub-01" and left_out.reason.startswith("mrs is ")
+    assert value in left_out.reason and "(participants.tsv): correct it, or write n/a" in left_out.reason
     assert clean.frame["patient_id"].tolist() == [f"sub-{i:02d}" for i in range(2, 11)]
 
 

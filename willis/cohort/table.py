@@ -102,7 +102,11 @@ def clean_table(
     sentences = [(w, f"{w.column} is {w.value}; {w.rule}{w.hint}") for w in wrong]
     for item in wrong:
         values.loc[item.row, item.column] = None
-    fatal = {patients[w.row]: text for w, text in sentences if w.column == "mrs"}
+    fatal = {
+        patients[w.row]: f"{text} (participants.tsv): correct it, or write n/a where it is not known"
+        for w, text in sentences
+        if w.column == "mrs"
+    }
     left_out = (*table.left_out, *(LeftOut(p, p, text) for p, text in fatal.items()))
     remarks = tuple(
         (patients[w.row], f"{text}: taken as missing") for w, text in sentences if w.column != "mrs"
