@@ -4,7 +4,7 @@ One number, eta, holds everything: P(mRS >= 3) = sigmoid(eta); the other grades 
 Each coefficient stands here once, under a name, with its source in docs/cohort.md.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -77,24 +77,15 @@ PUBLISHED = Effects(
     age_by_frailty=0.15,
 )
 
-INTERACTING = Effects(
+INTERACTING = replace(
+    PUBLISHED,
     intercept=-5.35,
-    age_per_year=0.8 * _ASTRAL / 5,
     nihss_per_point=0.5 * _ASTRAL,
-    late_admission=0.8 * 2 * _ASTRAL,
-    visual_field_defect=0.8 * 2 * _ASTRAL,
-    glucose_out_of_range=0.8 * _ASTRAL,
-    reduced_consciousness=0.8 * 3 * _ASTRAL,
-    prestroke_per_grade=0.45,
-    diabetes=0.25,
     volume_per_log_ml=0.28,
     tract=0.70,
     eloquence=0.50,
-    brainstem=0.40,
     white_per_sd=0.10,
     atrophy_per_sd=0.10,
-    haemorrhage_per_grade=0.45,
-    old_infarct=0.20,
     thrombolysis=-4.0,
     thrombectomy=-4.0,
     thrombolysis_core_ml=18,

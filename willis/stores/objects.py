@@ -49,6 +49,10 @@ class ObjectStore(Protocol):
 
     def get(self, key: str) -> bytes:
         """Return the object's bytes; raises InputError when there is none."""
+        found = self.read(key)
+        if found is None:
+            raise _absent(self.url, key)
+        return found.data
 
     def put(self, key: str, data: bytes) -> None:
         """Write the object, whatever was there."""
@@ -102,7 +106,7 @@ def checked_key(key: str) -> str:
     return key
 
 
-class FolderStore:
+class FolderStore(ObjectStore):
     """Objects as files. Two processes on one machine (or one POSIX file system) see each other's writes."""
 
     def __init__(self, root: Path) -> None:
@@ -117,13 +121,6 @@ class FolderStore:
                 return None
             data = path.read_bytes()
         return StoredObject(data, _digest(data))
-
-    def get(self, key: str) -> bytes:
-        """See ObjectStore.get."""
-        found = self.read(key)
-        if found is None:
-            raise _absent(self.url, key)
-        return found.data
 
     def put(self, key: str, data: bytes) -> None:
         """See ObjectStore.put."""
@@ -213,7 +210,7 @@ class FolderStore:
             raise StoreError(f"cannot {verb} {key!r} in {self.url}: {error.strerror or error}") from error
 
 
-class S3Store:
+class S3Store(ObjectStore):
     """Objects in a bucket of S3 or of a server that speaks its protocol, conditional writes included."""
 
     def __init__(self, bucket: str, prefix: str, client: Any) -> None:
@@ -228,13 +225,6 @@ class S3Store:
             return StoredObject(answer["Body"].read(), answer["ETag"])
 
         return self._call("read", key, fetch, absent=("NoSuchKey", "404"))
-
-    def get(self, key: str) -> bytes:
-        """See ObjectStore.get."""
-        found = self.read(key)
-        if found is None:
-            raise _absent(self.url, key)
-        return found.data
 
     def put(self, key: str, data: bytes) -> None:
         """See ObjectStore.put."""
