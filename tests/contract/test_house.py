@@ -88,8 +88,9 @@ def test_the_wheel_holds_the_library_alone_and_imports_alone(repository: Path, t
     wheel = next(tmp_path.glob("willis-*.whl"))
     import zipfile
 
-    tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"willis"}
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {top for name in names if not (top := name.split("/")[0]).endswith(".dist-info")} == {"willis"}
+    assert not {str(path.relative_to(repository)) for path in (repository / "willis").rglob("*.py")} - names
     check = (
         f"import sys; sys.path.insert(0, {str(wheel)!r}); import willis.cli, willis; print(willis.__file__)"
     )

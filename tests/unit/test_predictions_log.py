@@ -2,14 +2,19 @@
 
 import dataclasses
 import sqlite3
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
 import pytest
+from alembic.script import ScriptDirectory
 
 from tests.prediction_rows import NOON, prediction_row
 from willis.errors import StoreError
+from willis.stores.prediction_tables import HEAD
+from willis.stores.prediction_upgrade import MIGRATIONS
 from willis.stores.predictions import OutcomeResult, PredictionLog
 
 
@@ -132,9 +137,25 @@ def test_a_log_of_a_newer_release_is_refused_untouched(tmp_path: Path) -> None:
     path = tmp_path / "log.db"
     PredictionLog(f"sqlite:///{path}").close()
     with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE willis_schema SET version = 99")
-    with pytest.raises(StoreError, match="version 99"):
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match="has revision 9999; this Willis knows 0001: use the release"):
         PredictionLog(f"sqlite:///{path}")
+    assert path.read_bytes() == before
+
+
+def test_the_newest_revision_is_the_one_that_the_tables_name() -> None:
+    assert ScriptDirectory(str(MIGRATIONS)).get_heads() == [HEAD]
+
+
+def test_a_log_at_the_newest_revision_opens_without_alembic(tmp_path: Path, repository: Path) -> None:
+    url = f"sqlite:///{tmp_path}/log.db"
+    PredictionLog(url).close()
+    script = (
+        "import sys; from willis.stores.predictions import PredictionLog; "
+        f"PredictionLog({url!r}).close(); sys.exit('alembic' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], cwd=repository, check=False).returncode == 0
 
 
 def test_a_database_of_an_unknown_kind_is_refused_with_the_forms_that_work() -> None:

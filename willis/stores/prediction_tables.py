@@ -16,20 +16,15 @@ from sqlalchemy import (
     Table,
     Text,
     event,
+    inspect,
 )
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
 
-SCHEMA_VERSION = 1
-"""Raised by one whenever a column changes; a log of another version is refused, never guessed at."""
+HEAD = "0001"
+"""The newest revision in migrations/versions/, whose tables these are; a log that has it opens as it is."""
 
 metadata = MetaData()
-
-schema_version = Table(
-    "willis_schema",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("version", Integer, nullable=False),
-)
 
 predictions = Table(
     "predictions",
@@ -83,3 +78,21 @@ def tune_sqlite(engine: Engine) -> None:
         cursor.close()
 
     event.listen(engine, "connect", on_connect)
+
+
+def revision_of(connection: Connection) -> str | None:
+    """Return the revision that the log's tables have, None when Alembic never was here."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalars().all()
+    return ", ".join(sorted(found)) or None
+
+
+def place_of(engine: Engine) -> str:
+    """Return where the log is, for a message: its URL without the password."""
+    return engine.url.render_as_string(hide_password=True)
+
+
+def cause_of(error: SQLAlchemyError) -> str:
+    """Return the driver's own sentence; the statement and its values hold a patient's data, so no more."""
+    return str(getattr(error, "orig", None) or type(error).__name__).strip().splitlines()[0]

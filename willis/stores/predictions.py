@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import create_engine, delete, func, insert, inspect, select
+from sqlalchemy import create_engine, delete, func, insert, select
 from sqlalchemy.engine import Connection, Engine, RowMapping
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from willis.errors import StoreError
 from willis.stores.prediction_tables import (
-    SCHEMA_VERSION,
-    metadata,
+    HEAD,
+    cause_of,
     outcomes,
+    place_of,
     predictions,
-    schema_version,
+    revision_of,
     tune_sqlite,
 )
 
@@ -89,11 +90,14 @@ class OutcomeResult(Enum):
 class PredictionLog:
     """Append, read, forget and purge predictions.
 
+    Opening brings the tables to the newest revision first (prediction_upgrade.py).
+
     Args:
         url: SQLAlchemy URL, `sqlite:///path` or `postgresql+psycopg://user@host/database`.
 
     Raises:
-        StoreError: the database does not answer, or its tables are newer than this Willis.
+        StoreError: the database does not answer, this Willis does not know the revision of its tables, or
+            they cannot be brought to the newest one; the log is as it was.
     """
 
     def __init__(self, url: str) -> None:
@@ -243,36 +247,17 @@ def _open_engine(url: str) -> Engine:
 
 
 def _prepare_tables(engine: Engine) -> None:
-    with engine.begin() as connection:
-        _create_if_missing(connection)
-        found = connection.execute(select(schema_version.c.version)).scalar()
-    if found != SCHEMA_VERSION:
-        raise StoreError(
-            f"the prediction log at {_place(engine)} has table version {found}; this Willis reads "
-            f"{SCHEMA_VERSION}: use the release that wrote it, or set WILLIS_DATABASE_URL to another database"
-        )
+    with engine.connect() as connection:
+        if revision_of(connection) == HEAD:
+            return
+    from willis.stores.prediction_upgrade import upgrade
 
-
-def _create_if_missing(connection: Connection) -> None:
-    """Make the tables behind a lock, because every replica of the endpoint opens the log at once."""
-    if inspect(connection).has_table(schema_version.name):
-        return
-    is_postgres = connection.dialect.name == "postgresql"
-    connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7717105)" if is_postgres else "BEGIN IMMEDIATE")
-    if not inspect(connection).has_table(schema_version.name):
-        metadata.create_all(connection)
-        connection.execute(insert(schema_version).values(id=1, version=SCHEMA_VERSION))
-
-
-def _place(engine: Engine) -> str:
-    return engine.url.render_as_string(hide_password=True)
+    upgrade(engine)
 
 
 def _unreachable(engine: Engine, error: SQLAlchemyError) -> StoreError:
-    # The statement and its values hold a patient's data: only the driver's own sentence may be shown.
-    cause = str(getattr(error, "orig", None) or type(error).__name__).strip().splitlines()[0]
     return StoreError(
-        f"the prediction log at {_place(engine)} does not answer: {cause} (WILLIS_DATABASE_URL)"
+        f"the prediction log at {place_of(engine)} does not answer: {cause_of(error)} (WILLIS_DATABASE_URL)"
     )
 
 

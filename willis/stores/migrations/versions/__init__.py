@@ -1,0 +1,1 @@
+"""One file per revision of the prediction log's tables, oldest first."""
