@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from willis.errors import WillisError
+from willis.outputs import NO_SPACE
 from willis.settings import settings
 
 if TYPE_CHECKING:
@@ -44,13 +46,15 @@ EXIT_ERROR, EXIT_DRIFT = 2, 3
 
 
 def main() -> None:
-    """Run the command; an error that Willis raises on purpose is a message, not a traceback."""
+    """Run the command; a full disk and what Willis raises on purpose are messages, not tracebacks."""
     try:
         app()
-    except WillisError as error:
-        Console(stderr=True).print(
-            f"[bold red]{type(error).__name__}[/]: {error}", highlight=False, soft_wrap=True
-        )
+    except (WillisError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_SPACE:
+            raise
+        todo = "; free some space and run the same command again" if isinstance(error, OSError) else ""
+        text = f"[bold red]{type(error).__name__}[/]: {escape(f'{error}{todo}')}"
+        Console(stderr=True).print(text, highlight=False, soft_wrap=True)
         sys.exit(EXIT_ERROR)
 
 

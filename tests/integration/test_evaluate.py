@@ -145,7 +145,8 @@ def test_evaluation_and_serving_give_the_same_numbers(evaluated, circle):
 
 def test_a_second_run_gives_the_same_numbers_and_replaces_the_folder_whole(evaluated, circle, tmp_path):
     (tmp_path / "again").mkdir()
-    (tmp_path / "again" / "stale.txt").write_text("of another run")
+    for name in ("evaluation.json", "stale.txt"):
+        (tmp_path / "again" / name).write_text("of another run")
     again = circle.evaluate(tmp_path / "again")
     assert again.model_copy(update={"seconds": 0.0}) == evaluated[1].model_copy(update={"seconds": 0.0})
     assert not (tmp_path / "again" / "stale.txt").exists()

@@ -271,7 +271,7 @@ def test_a_killed_run_leaves_no_output_and_the_next_one_cleans_up(tmp_path: Path
 def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
-    with pytest.raises(StepError, match="holds files that ingest did not write"):
+    with pytest.raises(StepError, match="holds files that this step did not write"):
         ingest(write_cohort(tmp_path / "cohort"), tmp_path / "out", PARAMS)
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
 

@@ -1,7 +1,6 @@
 """What every import shares: a cohort built aside and moved into place whole; and erasure from a cohort."""
 
 import csv
-import errno
 import hashlib
 import json
 import os
@@ -26,6 +25,7 @@ from willis.cohort.bids import (
     space_of,
 )
 from willis.errors import CohortError, StoreError
+from willis.outputs import NO_SPACE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,11 +87,12 @@ def new_cohort(out: Path) -> Iterator[Path]:
             out.rmdir()
         aside.rename(out)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in NO_SPACE:
             raise
         free_mb = shutil.disk_usage(out.parent).free // 2**20
         raise StoreError(
-            f"no space left for {out} ({free_mb} MB free before clearing up); nothing of it was kept"
+            f"no space left for {out} ({free_mb} MB free before clearing up); nothing of it was kept: "
+            "free some space or give another --out"
         ) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -4,7 +4,6 @@ Everything is built in a hidden folder beside the destination and moved in one r
 the plan it was made for: a run that was cut off is taken up where it stopped, another plan starts afresh.
 """
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -17,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from willis.errors import CohortError
+from willis.outputs import NO_SPACE
 
 _PLAN, _LOCK = ".plan.json", ".lock"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def plan_of(params: Mapping[str, Any], sources: Iterable[Path]) -> dict[str, Any]:
@@ -105,7 +104,7 @@ def _explained(partial: Path, num_bytes: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in NO_SPACE:
             raise
         raise _no_space(partial, num_bytes) from None
     except BrokenProcessPool:

@@ -3,7 +3,6 @@
 The only step that reads the test split's outcomes, and the only one that reads `derivatives/truth/`.
 """
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,11 +39,13 @@ from willis.evaluation.rivals import Rivals, compare_with_rivals
 from willis.evaluation.subgroups import groups_of, subgroup_results
 from willis.inference import Encodings, Prediction, Predictor
 from willis.models.decision import Calibration, tempered
+from willis.outputs import whole_folder
 from willis.params import EvaluateParams
 
 if TYPE_CHECKING:
     import pandas as pd
 
+RECORD = "evaluation.json"
 NUM_RESPLITS = 200
 ROC_BASELINES = 3
 """More curves than the strongest few hide each other; all are in the table."""
@@ -100,19 +101,12 @@ def evaluate(
         BundleError: the model is damaged.
     """
     started = time.perf_counter()
-    staged = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    try:
+    with whole_folder(out, RECORD) as staged:
         with _Progress() as progress:
             evaluation = _evaluate(cohort, ingest, features, model, staged, params, progress)
         evaluation = evaluation.model_copy(update={"seconds": round(time.perf_counter() - started, 1)})
         (staged / "model_card.md").write_text(model_card(evaluation))
-        (staged / "evaluation.json").write_text(evaluation.model_dump_json(indent=2) + "\n")
-        shutil.rmtree(out, ignore_errors=True)
-        staged.replace(out)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        (staged / RECORD).write_text(evaluation.model_dump_json(indent=2) + "\n")
     return evaluation
 
 

@@ -1,6 +1,5 @@
 """Step `ingest`: from a cohort to validated arrays on one grid, facts, table and splits (docs/ingest.md)."""
 
-import errno
 import hashlib
 import shutil
 from pathlib import Path
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from willis.cohort.bids import Cohort, LeftOut, read_cohort
 from willis.errors import CohortError, StepError
+from willis.outputs import check_replaceable, whole_folder
 from willis.params import IngestParams
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from willis.cohort.table import CleanTable
     from willis.imaging.pack import KeptStudy
 
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+RECORD = "ingest.json"
 
 
 class IngestSummary(BaseModel):
@@ -77,21 +77,10 @@ def ingest(cohort: Path, out: Path, params: IngestParams, *, strict: bool = Fals
 
     found = read_cohort(cohort)
     table = clean_table(found.read_table(), params.columns, params.ignored_columns, params.outcome_column)
-    _check_out(out)
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        _check_space(out.parent, len(found.studies), params)
-        part.mkdir(parents=True)
-        summary = _write_all(part, found, table, params, strict)
-        _swap(part, out)
-    except OSError as error:
-        if error.errno in NO_SPACE:
-            raise StepError(_no_space(out, error)) from error
-        raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return summary
+    check_replaceable(out, RECORD)
+    _check_space(out.parent, len(found.studies), params)
+    with whole_folder(out, RECORD) as part:
+        return _write_all(part, found, table, params, strict)
 
 
 def _write_all(
@@ -118,7 +107,7 @@ def _write_all(
     remarks += [(row.files.patient_id, row.files.study_id, text) for row in kept for text in row.warnings]
     _write_tables(part, kept, clinical, left_out, remarks, params)
     summary = _summary(cohort, kept, clinical, left_out, len(remarks), digest, params)
-    (part / "ingest.json").write_text(summary.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (part / RECORD).write_text(summary.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return summary
 
 
@@ -226,13 +215,6 @@ def _summary(
     )
 
 
-def _check_out(out: Path) -> None:
-    if out.is_file():
-        raise StepError(f"{out} is a file; ingest writes a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / "ingest.json").is_file():
-        raise StepError(f"{out} holds files that ingest did not write; give an empty or a new folder (--out)")
-
-
 def _check_space(parent: Path, num_studies: int, params: IngestParams) -> None:
     parent.mkdir(parents=True, exist_ok=True)
     per_study = len(params.sequences) * params.shape[0] * params.shape[1] * params.shape[2]
@@ -242,21 +224,3 @@ def _check_space(parent: Path, num_studies: int, params: IngestParams) -> None:
             f"{parent} has {free_mb:.0f} MB free; {num_studies} studies need {needed_mb:.0f} MB: "
             "free some space or give another --out"
         )
-
-
-def _no_space(out: Path, error: OSError) -> str:
-    free_mb = shutil.disk_usage(out.parent).free / 1e6
-    return (
-        f"writing {out} stopped ({error.strerror}; {free_mb:.0f} MB free); nothing of it was kept and an "
-        "earlier output is untouched: free some space or give another --out"
-    )
-
-
-def _swap(part: Path, out: Path) -> None:
-    """Put the finished folder in place of the old one; a kill in between leaves one of the two."""
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    part.rename(out)
-    shutil.rmtree(old, ignore_errors=True)

@@ -1,6 +1,5 @@
 """The step `monitor`: one window of the prediction log against the champion's reference."""
 
-import shutil
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -13,6 +12,7 @@ from willis.monitoring.alerts import alerts_for
 from willis.monitoring.gauges import write_gauges
 from willis.monitoring.outcomes import performance
 from willis.monitoring.results import GROUPS, ColumnDrift, GroupDrift, MonitorSummary
+from willis.outputs import whole_folder
 from willis.params import MonitorParams
 from willis.settings import Settings
 from willis.stores.predictions import PredictionLog
@@ -57,19 +57,18 @@ def monitor(
     bundle = Registry.open(settings).fetch(params.alias)
     rows = _rows(settings, since, until)
     window = rows[rows["bundle_version"] == bundle.version] if len(rows) else rows
-    staged = _fresh(out)
     blank = _blank(bundle, window, since, until, params, num_others=len(rows) - len(window))
-    summary = (
-        blank
-        if len(window) < params.min_window
-        else _compared(blank, bundle, window, params, settings, staged)
-    )
-    summary = summary.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
-    summary = summary.model_copy(update={"alerts": alerts_for(summary, params.min_auc)})
-    (staged / SUMMARY).write_text(summary.model_dump_json(indent=2) + "\n")
-    write_gauges(summary, staged / GAUGES)
-    write_gauges(summary, settings.monitor_dir / "latest.prom")
-    _publish(staged, out)
+    with whole_folder(out, SUMMARY) as staged:
+        summary = (
+            blank
+            if len(window) < params.min_window
+            else _compared(blank, bundle, window, params, settings, staged)
+        )
+        summary = summary.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
+        summary = summary.model_copy(update={"alerts": alerts_for(summary, params.min_auc)})
+        (staged / SUMMARY).write_text(summary.model_dump_json(indent=2) + "\n")
+        write_gauges(summary, staged / GAUGES)
+        write_gauges(summary, settings.monitor_dir / "latest.prom")
     return summary
 
 
@@ -153,15 +152,3 @@ def _groups(columns: Iterable[ColumnDrift]) -> tuple[GroupDrift, ...]:
         for group, found in members.items()
         if found
     )
-
-
-def _fresh(out: Path) -> Path:
-    staged = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    return staged
-
-
-def _publish(staged: Path, out: Path) -> None:
-    shutil.rmtree(out, ignore_errors=True)
-    staged.replace(out)

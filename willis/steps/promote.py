@@ -16,6 +16,7 @@ from willis.evaluation.gate import GateCheck, GateLimits, check_against_champion
 from willis.models.bundle import Bundle, SeenPatients, write_bundle
 from willis.models.lineage import read_lineage, read_sequences
 from willis.monitoring.reference import sample_reference
+from willis.outputs import whole_folder
 from willis.params import PromoteParams
 from willis.pseudonym import pseudonym
 from willis.settings import Settings
@@ -87,23 +88,19 @@ def promote(
         StoreError: the registry does not answer.
     """
     key = settings.pseudonym_key.get_secret_value()
-    staged = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
     made = _Made(version, ingest, features, model, evaluation)
-    candidate = _write_candidate(made, staged, params.num_reference, key)
-    registry = Registry.open(settings)
-    seen = registry.alias(params.alias)
-    registry.publish(candidate)
-    promotion = _decide(candidate, seen, registry, made, params, key)
-    if promotion.moved and not registry.move(seen, candidate.version):
-        now = registry.alias(params.alias).version
-        reason = f"another promoter moved {params.alias} to {now} meanwhile; promote again to face it"
-        promotion = promotion.model_copy(update={"moved": False, "reason": reason})
-    promotion = promotion.model_copy(update={"registry": registry.store.url})
-    (staged / PROMOTION).write_text(promotion.model_dump_json(indent=2) + "\n")
-    shutil.rmtree(out, ignore_errors=True)
-    staged.replace(out)
+    with whole_folder(out, PROMOTION) as staged:
+        candidate = _write_candidate(made, staged, params.num_reference, key)
+        registry = Registry.open(settings)
+        seen = registry.alias(params.alias)
+        registry.publish(candidate)
+        promotion = _decide(candidate, seen, registry, made, params, key)
+        if promotion.moved and not registry.move(seen, candidate.version):
+            now = registry.alias(params.alias).version
+            reason = f"another promoter moved {params.alias} to {now} meanwhile; promote again to face it"
+            promotion = promotion.model_copy(update={"moved": False, "reason": reason})
+        promotion = promotion.model_copy(update={"registry": registry.store.url})
+        (staged / PROMOTION).write_text(promotion.model_dump_json(indent=2) + "\n")
     return promotion
 
 
