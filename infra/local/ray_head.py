@@ -98,11 +98,15 @@ def _started(log: Path, num_cpus: int, drain_s: int, token: str | None, scratch:
         head = RayHead(address, f"http://{dashboard}", token, process)
         if _comes_up(head):
             return head
+        ended = process.poll()
         stop(process)
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
-    raise RayError(
-        f"Ray did not come up within {START_WITHIN_S} s, twice; is the machine loaded? {log} ends:\n{tail}"
+    fate = (
+        f"did not answer within {START_WITHIN_S} s; is the machine loaded?"
+        if ended is None
+        else f"ended with exit code {ended} before it answered;"
     )
+    raise RayError(f"Ray did not come up in {ATTEMPTS} attempts: it {fate} {log} ends:\n{tail}")
 
 
 def _command(ports: dict[str, int], num_cpus: int, folder: Path) -> list[str]:

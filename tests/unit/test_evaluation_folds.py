@@ -69,6 +69,12 @@ def test_a_fold_of_one_class_is_refused(plan, frame, tmp_path):
         folds.read_folds(written(plan, tmp_path), "poor_outcome", frame)
 
 
+def test_fewer_patients_than_folds_are_refused(plan, frame, tmp_path):
+    plan = plan.assign(fold=plan["participant_id"].str[-2:].astype(int) + plan["repeat"] % 2)
+    with pytest.raises(CohortError, match=r"r0-f0 has 1 patients, 0 of them poor.*fewer patients than folds"):
+        folds.read_folds(written(plan, tmp_path), "poor_outcome", frame)
+
+
 def test_a_patient_in_two_folds_of_a_repeat_is_refused(plan, frame, tmp_path):
     plan.loc[len(plan)] = {"task": "poor_outcome", "repeat": 0, "fold": 4, "participant_id": "sub-00"}
     with pytest.raises(ParamsError, match="'sub-00' is in two folds of repeat 0"):

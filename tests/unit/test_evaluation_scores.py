@@ -133,3 +133,12 @@ def test_columns_that_do_not_vary_in_training_are_left_out():
 def test_a_baseline_without_two_classes_is_refused():
     with pytest.raises(CohortError, match="one class"):
         baselines.fit_baseline("logistic", "table", rows().assign(poor_outcome=1.0), ["nihss"], 0)
+
+
+@pytest.mark.parametrize("kind", baselines.KINDS)
+def test_a_baseline_of_fewer_patients_than_folds_still_predicts(kind):
+    few = rows().sort_values("poor_outcome")
+    few = pd.concat([few.head(6), few.tail(2)])
+    assert few["poor_outcome"].sum() == 2
+    predicted = baselines.fit_baseline(kind, "table", few, ["nihss", "f_volume_ml"], seed=0).predict(rows())
+    assert ((predicted >= 0) & (predicted <= 1)).all()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from willis.errors import StepError
 from willis.params import TrainParams
 from willis.settings import Settings
 from willis.training.checkpoints import Checkpoints, TrainState
@@ -91,10 +92,18 @@ def make_job(ingest: Path, features: Path, out: Path, params: TrainParams) -> Jo
 
 
 def _write(job: Job, state: TrainState, out: Path) -> TrainSummary:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     partial = out / f".{WEIGHTS}.partial"
-    save_file(state.best, partial)
+    try:
+        save_file(state.best, partial)
+    except (SafetensorError, OSError) as error:  # safetensors wraps a full disk in an error of its own
+        partial.unlink(missing_ok=True)
+        raise StepError(
+            f"{out / WEIGHTS} cannot be written: {error}; free some space and run `willis train` again, "
+            "nothing is trained twice"
+        ) from error
     partial.replace(out / WEIGHTS)
     write_whole(out / CONTRACT, job.config.model_dump_json(indent=2) + "\n")
     write_whole(out / METRICS, "".join(f"{record.model_dump_json()}\n" for record in state.history))
