@@ -1,11 +1,13 @@
 """An endpoint over a small, real, untrained bundle: in this process, or published for Ray Serve."""
 
+import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 import nibabel as nib
@@ -205,3 +207,12 @@ def local_endpoint(
         yield LocalEndpoint(
             now, endpoint, httpx.AsyncClient(transport=transport, base_url="http://willis"), bundle
         )
+
+
+def call(served: LocalEndpoint, method: str, path: str, **options: Any) -> httpx.Response:
+    """Send one request to the application in this process."""
+
+    async def send() -> httpx.Response:
+        return await served.client.request(method, path, **options)
+
+    return asyncio.run(send())

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.served import CLINICAL, LocalEndpoint, local_endpoint, volumes
+from tests.served import CLINICAL, LocalEndpoint, call, local_endpoint
 from willis.params import DeployParams, ReportParams
 from willis.pseudonym import pseudonym
 
@@ -18,18 +18,6 @@ from willis.pseudonym import pseudonym
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalEndpoint]:
     with local_endpoint(tmp_path_factory.mktemp("served")) as endpoint:
         yield endpoint
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return volumes(tmp_path_factory.mktemp("study"))
-
-
-def call(served: LocalEndpoint, method: str, path: str, **options: Any) -> httpx.Response:
-    async def send() -> httpx.Response:
-        return await served.client.request(method, path, **options)
-
-    return asyncio.run(send())
 
 
 def predict(served: LocalEndpoint, files: dict[str, Path] | None = None, **request: Any) -> httpx.Response:
