@@ -25,6 +25,7 @@ import torch.multiprocessing as mp
 from rich.console import Console
 from rich.table import Table
 
+from willis.cohort.schema import POOR_FROM
 from willis.models.losses import join_ranks, total_loss
 from willis.models.network import NetworkConfig, TrimodalNetwork
 from willis.models.table import FeatureColumn
@@ -162,13 +163,15 @@ def made_cases(folder: Path, num_patients: int) -> tuple[Cases, NetworkConfig]:
     config = NetworkConfig(
         sequences=SEQUENCES, shape=SHAPE, fact_columns=columns, table_columns=columns, text_encoder="none"
     )
+    grade = rng.integers(0, 7, num).astype(np.float32)
     cases = Cases(
         arrays=StudyArrays.open(folder),
         facts=rng.normal(size=(num, 24)).astype(np.float32),
         table=rng.normal(size=(num, 24)).astype(np.float32),
         text=rng.normal(size=(num, config.text_width)).astype(np.float32),
         modality_present=np.ones((num, 3), dtype=bool),
-        outcome=rng.integers(0, 2, num).astype(np.float32),
+        outcome=(grade >= POOR_FROM).astype(np.float32),
+        grade=grade,
         split=np.array(["train"] * num_patients + ["validation"] * 16),
     )
     return cases, config

@@ -113,5 +113,5 @@ class Metrics:
 
 
 def _counts_in_files() -> bool:
-    """Ask prometheus-client how it counts: it decides once, and Feast sets the variable when imported later."""
+    """Ask prometheus-client itself: it decides once, and Feast sets the variable whenever it is imported."""
     return values.ValueClass is not values.MutexValue

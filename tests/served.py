@@ -15,12 +15,13 @@ import numpy as np
 import pandas as pd
 import torch
 
+from tests.networks import network_with_opinions
 from willis.imaging.grid import Grid
 from willis.imaging.prepare import template_brain
 from willis.models.bundle import Bundle, Lineage, SeenPatients, write_bundle
 from willis.models.case import Case
 from willis.models.decision import Calibration
-from willis.models.network import NetworkConfig, TrimodalNetwork
+from willis.models.network import NetworkConfig
 from willis.models.table import FeatureColumn
 from willis.params import DeployParams, IngestParams, ReportParams
 from willis.pseudonym import pseudonym
@@ -62,7 +63,9 @@ def small_bundle(
     )
     from safetensors.torch import save_file
 
-    weights = {name: tensor.contiguous() for name, tensor in TrimodalNetwork(config).state_dict().items()}
+    weights = {
+        name: tensor.contiguous() for name, tensor in network_with_opinions(config).state_dict().items()
+    }
     save_file(weights, parts / "model.safetensors")
     (parts / "contract.json").write_text(config.model_dump_json())
     (parts / "calibration.json").write_text(

@@ -138,7 +138,7 @@ class TrainParams(Section):
 
     seed: Whole = 7
     """Seed of weights, order of patients and dropout."""
-    epochs: Whole = Field(14, ge=1)
+    epochs: Whole = Field(16, ge=1)
     """Longest run, in passes over the training split."""
     batch_size: Whole = Field(32, ge=2, description="over all workers")
     learning_rate: float = Field(1e-3, gt=0)
@@ -149,17 +149,19 @@ class TrainParams(Section):
     """Share of steps in which the learning rate rises."""
     clip_norm: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
-    dropout: Share = 0.2
+    dropout: Share = 0.3
     """Dropout in the heads and the fusion."""
     modality_dropout: Share = 0.3
     """Share of patients whose modalities are hidden in a step, over all seven patterns."""
     sequence_dropout: Share = 0.1
     """Chance that a present sequence is replaced by its template in a step."""
-    patience: Whole = Field(6, ge=1)
+    patience: Whole = Field(8, ge=1)
     """Epochs without improvement before the run stops."""
     stop_on: Literal["auc", "loss"] = "loss"
     """What early stopping watches on the validation split."""
     use_unlabelled: bool = Field(True, description="patients without an outcome join the alignment losses")
+    outcome: Literal["ordinal", "binary"] = "ordinal"
+    """Learn from all seven grades of the Rankin scale, or only from poor (3-6) against good."""
     fusion: Literal["concat", "vdafm_pooled"] = "vdafm_pooled"
     """How the modalities meet (docs/method.md)."""
     width: Whole = Field(128, ge=16)
@@ -170,11 +172,11 @@ class TrainParams(Section):
     """Transformer layers over the two tokens."""
     fusion_heads: Whole = Field(8, ge=1)
     """Attention heads of those layers."""
-    lambda_contrast: float = Field(0.02, ge=0)
+    lambda_contrast: float = Field(0.005, ge=0)
     """Weight of the contrastive loss in the first epoch."""
     lambda_contrast_decay: float = Field(0.95, gt=0, le=1)
     """Its factor per epoch."""
-    lambda_align: float = Field(0.2, ge=0)
+    lambda_align: float = Field(0.1, ge=0)
     """Weight of the alignment loss."""
     temperature: float = Field(0.07, gt=0)
     """Temperature at which the contrast starts; it is learnt."""

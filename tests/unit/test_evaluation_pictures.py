@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import roc_curve
 
+from tests.networks import network_with_opinions
 from willis.evaluation import plots
 from willis.evaluation.comparison import Comparison, Scored, patients_to_show
 from willis.evaluation.examples import choose_examples, saliency_view
@@ -15,7 +16,7 @@ from willis.evaluation.results import Interval
 from willis.evaluation.subgroups import groups_of, subgroup_results
 from willis.inference import Case, Predictor
 from willis.models.decision import Calibration
-from willis.models.network import NetworkConfig, TrimodalNetwork
+from willis.models.network import NetworkConfig
 from willis.models.text import PACKAGED, TextEncoder
 
 SHAPE = (12, 12, 8)
@@ -37,7 +38,7 @@ def lesion_predictor():
         sequences=("lesion",), planes=("flair",), shape=SHAPE, text_encoder=PACKAGED, width=16,
         contrast_width=8, use_modalities=("image",), prevalence=0.4,
     )  # fmt: skip
-    return Predictor(TrimodalNetwork(config), Calibration(), TextEncoder.load(PACKAGED))
+    return Predictor(network_with_opinions(config), Calibration(), TextEncoder.load(PACKAGED))
 
 
 def test_planes_are_part_of_the_image(lesion_predictor):

@@ -8,13 +8,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.networks import network_with_opinions
 from willis.cohort.schema import ClinicalRow
 from willis.errors import BundleError, ShapeError
 from willis.imaging.lesion import Facts, Load
 from willis.imaging.shards import decode
 from willis.inference import Case, Predictor, case_of_row
 from willis.models.decision import Calibration, logit, sigmoid
-from willis.models.network import NetworkConfig, TrimodalNetwork
+from willis.models.network import NetworkConfig
 from willis.models.table import FeatureColumn
 from willis.models.text import PACKAGED, TextEncoder
 
@@ -43,7 +44,7 @@ CONFIG = NetworkConfig(
 
 def network_of(config=CONFIG, seed=0):
     torch.manual_seed(seed)
-    return TrimodalNetwork(config)
+    return network_with_opinions(config)
 
 
 @pytest.fixture(scope="module")

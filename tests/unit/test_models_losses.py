@@ -124,7 +124,31 @@ def test_rows_without_an_outcome_or_weight_are_not_in_the_outcome_loss() -> None
     outcome = torch.tensor([1.0, torch.nan, 0.0, 0.0])
     weight = torch.tensor([1.0, 1.0, 0.0, 1.0])
     expected = (math.log1p(math.exp(-0.3)) + math.log1p(math.exp(1.0))) / 2
-    assert float(outcome_loss(logit, outcome, weight)) == pytest.approx(expected, rel=1e-5)
+    assert float(outcome_loss(logit, outcome, outcome, weight, None)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_ordinal_loss_is_the_mean_of_six_questions_per_patient() -> None:
+    logit, grade = [0.3, -2.0, 1.5, 0.0], [0, 3, 6, 2]
+    offsets = [-2.0, -0.7, 0.0, 0.4, 1.1, 3.0]
+    chances = [[1 / (1 + math.exp(-(x - d))) for d in offsets] for x in logit]
+    terms = [
+        -math.log(p if g > k else 1 - p)
+        for row, g in zip(chances, grade, strict=True)
+        for k, p in enumerate(row)
+    ]
+    outcome = torch.tensor([float(g > 2) for g in grade])
+    ours = outcome_loss(
+        torch.tensor(logit), outcome, torch.tensor(grade).float(), torch.ones(4), torch.tensor(offsets)
+    )
+    assert float(ours) == pytest.approx(sum(terms) / 24, rel=1e-5)
+
+
+def test_a_patient_of_whom_only_poor_or_good_is_known_is_asked_that_alone() -> None:
+    known = torch.tensor([1.0])
+    ours = outcome_loss(
+        torch.tensor([0.3]), known, torch.tensor([torch.nan]), known, torch.linspace(-2, 3, 6)
+    )
+    assert float(ours) == pytest.approx(math.log1p(math.exp(-0.3)), rel=1e-5)
 
 
 def test_effective_rank_counts_equal_directions_and_one_for_a_point() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from tests.networks import network_with_opinions
 from willis.errors import ShapeError
 from willis.imaging.shards import decode
 from willis.models.losses import total_loss
@@ -42,6 +43,7 @@ def _batch(present: list[tuple[bool, ...]], planes: bool = False) -> Batch:
         text=torch.randn(n, 384),
         modality_present=torch.tensor(present),
         outcome=(torch.arange(n) % 2).float(),
+        grade=torch.tensor([0.0, 3.0, 1.0, 4.0, 2.0, 6.0, torch.nan]).repeat(n)[:n],
         weight=torch.ones(n),
     )
 
@@ -51,10 +53,18 @@ def _network(**changes: object) -> TrimodalNetwork:
     return TrimodalNetwork(_config(**changes)).eval()
 
 
+def _network_that_answers(**changes: object) -> TrimodalNetwork:
+    torch.manual_seed(0)
+    return network_with_opinions(_config(**changes)).eval()
+
+
+@pytest.mark.parametrize("ordinal", [True, False])
 @pytest.mark.parametrize("fusion", ["concat", "vdafm_pooled"])
 @pytest.mark.parametrize("present", [PATTERNS, [(False, True, True)] * 4, [(True, True, True)] * 4])
-def test_every_parameter_gets_a_gradient_on_every_batch(fusion: str, present: list[tuple[bool, ...]]) -> None:
-    network = _network(fusion=fusion, planes=("flair",)).train()
+def test_every_parameter_gets_a_gradient_on_every_batch(
+    fusion: str, present: list[tuple[bool, ...]], ordinal: bool
+) -> None:
+    network = _network(fusion=fusion, planes=("flair",), ordinal=ordinal).train()
     batch = _batch(present, planes=True)
     losses = total_loss(network.scored(batch, network(batch)), lambda_contrast=0.0, lambda_align=0.0)
     losses.total.backward()
@@ -72,7 +82,7 @@ def test_a_batch_without_any_outcome_still_gives_every_parameter_a_gradient() ->
 
 @pytest.mark.parametrize("fusion", ["concat", "vdafm_pooled"])
 def test_all_seven_patterns_in_one_batch_answer_as_they_do_alone(fusion: str) -> None:
-    network, batch = _network(fusion=fusion), _batch(PATTERNS)
+    network, batch = _network_that_answers(fusion=fusion), _batch(PATTERNS)
     together = network(batch).logit
     for row in range(len(PATTERNS)):
         alone = network(batch.map(lambda tensor, row=row: tensor[row : row + 1])).logit
@@ -80,7 +90,7 @@ def test_all_seven_patterns_in_one_batch_answer_as_they_do_alone(fusion: str) ->
 
 
 def test_what_stands_in_the_fields_of_an_absent_modality_changes_nothing() -> None:
-    network, batch = _network(), _batch(PATTERNS)
+    network, batch = _network_that_answers(), _batch(PATTERNS)
     image, text, table = (~batch.modality_present).unbind(dim=1)
     noisy = replace(
         batch,
@@ -92,8 +102,38 @@ def test_what_stands_in_the_fields_of_an_absent_modality_changes_nothing() -> No
     torch.testing.assert_close(network(noisy).logit, network(batch).logit)
 
 
-def test_facts_vanish_with_the_image() -> None:
+def test_an_untrained_network_answers_with_the_prevalence() -> None:
+    answers = _network(prevalence=0.3)(_batch(PATTERNS)).logit.sigmoid()
+    torch.testing.assert_close(answers, torch.full((7,), 0.3))
+
+
+def test_each_modality_adds_its_own_term_and_nothing_when_it_is_absent() -> None:
+    network, batch = _network(), _batch(PATTERNS)
+    network.roads.weight.data.normal_()
+    encoded = network.encode(batch)
+    vectors = (encoded.image, encoded.text, encoded.table)
+    terms = [
+        sum(float((vectors[m][row] @ network.roads.weight[m]).detach()) for m in range(3) if pattern[m])
+        for row, pattern in enumerate(PATTERNS)
+    ]
+    torch.testing.assert_close(network(batch).logit, torch.tensor(terms), rtol=1e-4, atol=1e-5)
+
+
+def test_the_cuts_of_the_rankin_scale_rise_and_the_one_at_poor_is_the_logit() -> None:
+    torch.manual_seed(0)
     network = _network()
+    network.grades.gaps.data.normal_(std=3.0)
+    offsets = network(_batch(PATTERNS)).offsets
+    assert offsets[2] == 0 and (offsets.diff() > 0).all()
+
+
+def test_a_binary_network_has_no_cuts() -> None:
+    network = _network(ordinal=False)
+    assert network(_batch(PATTERNS)).offsets is None and network.grades is None
+
+
+def test_facts_vanish_with_the_image() -> None:
+    network = _network_that_answers()
     present, absent = _batch([(True, True, True)] * 2), _batch([(False, True, True)] * 2)
     assert not torch.equal(network(present).logit, network(_with_facts(present, 10.0)).logit)
     torch.testing.assert_close(network(absent).logit, network(_with_facts(absent, 10.0)).logit)
@@ -104,7 +144,7 @@ def _with_facts(batch: Batch, shift: float) -> Batch:
 
 
 def test_fusing_encoded_modalities_again_equals_a_forward_pass_with_that_presence() -> None:
-    network, batch = _network(), _batch([(True, True, True)] * 3)
+    network, batch = _network_that_answers(), _batch([(True, True, True)] * 3)
     encoded = network.encode(batch)
     for pattern in PATTERNS:
         presence = torch.tensor([pattern] * 3)
@@ -113,7 +153,7 @@ def test_fusing_encoded_modalities_again_equals_a_forward_pass_with_that_presenc
 
 
 def test_codes_and_decoded_values_give_the_same_answer() -> None:
-    network, batch = _network(), _batch(PATTERNS)
+    network, batch = _network_that_answers(), _batch(PATTERNS)
     decoded = replace(batch, volume=decode(batch.volume, SEQUENCES))
     torch.testing.assert_close(network(decoded).logit, network(batch).logit, rtol=1e-4, atol=1e-5)
 
@@ -151,14 +191,14 @@ def test_an_absent_stack_of_planes_is_replaced_by_the_template() -> None:
 
 
 def test_a_modality_that_is_not_used_is_not_built_and_not_looked_at() -> None:
-    network, batch = _network(use_modalities=("table",)), _batch([(True, True, True)] * 2)
+    network, batch = _network_that_answers(use_modalities=("table",)), _batch([(True, True, True)] * 2)
     assert network.image is None and network.text is None
     other = replace(batch, volume=None, text=torch.zeros_like(batch.text))
     torch.testing.assert_close(network(other).logit, network(batch).logit)
 
 
 def test_a_missing_value_is_not_the_mean() -> None:
-    network, batch = _network(), _batch([(False, False, True)])
+    network, batch = _network_that_answers(), _batch([(False, False, True)])
     mean = replace(batch, table=torch.tensor([[70.0, 0.0]]))
     missing = replace(batch, table=torch.tensor([[torch.nan, 0.0]]))
     assert not torch.allclose(network(mean).logit, network(missing).logit)
@@ -167,7 +207,7 @@ def test_a_missing_value_is_not_the_mean() -> None:
 def test_another_number_of_table_columns_is_refused_with_both_numbers() -> None:
     batch = replace(_batch(PATTERNS), table=torch.zeros(7, 5))
     with pytest.raises(ShapeError, match="5 feature columns; the network was fitted for 2"):
-        _network()(batch)
+        _network_that_answers()(batch)
 
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:

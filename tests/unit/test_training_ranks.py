@@ -8,6 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from tests.fixtures.arrays import TinyCohort, tiny_job
+from tests.networks import network_with_opinions
 from willis.models.losses import join_ranks, total_loss
 from willis.models.network import Batch, TrimodalNetwork
 from willis.params import TrainParams
@@ -21,7 +22,7 @@ PARAMS = TrainParams(
 def _network_and_batch(cohort: TinyCohort, out: Path, rank: int, world: int) -> tuple[TrimodalNetwork, Batch]:
     job = tiny_job(cohort, out, PARAMS)
     torch.manual_seed(0)
-    network = TrimodalNetwork(job.config)
+    network = network_with_opinions(job.config)
     share = shares(job.cases.rows("train", labelled_only=False), PARAMS.batch_size, rank, world)[0]
     return network, with_dropout(collate(job.cases, share, job.config), share, PARAMS, epoch=0)
 

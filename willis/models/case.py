@@ -77,6 +77,7 @@ def stack(cases: Sequence[Case], config: NetworkConfig, text: npt.NDArray[np.flo
         text=torch.from_numpy(text),
         modality_present=torch.tensor([case.present() for case in cases]) & used,
         outcome=torch.full((len(cases),), torch.nan),
+        grade=torch.full((len(cases),), torch.nan),
         weight=torch.ones(len(cases)),
     )
 

@@ -26,16 +26,20 @@ class Scored:
     Attributes:
         logit: of a poor outcome.
         outcome: 1 poor, 0 good, NaN not known (the row is left out of the outcome loss).
+        grade: Rankin score, NaN not known.
         weight: 0 for a row that only fills the batch.
         paired: image and text are both present; other rows are masked out of both alignment losses.
         pair: None for a fusion without alignment.
+        offsets: d_k of the cumulative logits; None where only poor and good are told apart.
     """
 
     logit: Float[Tensor, " B"]
     outcome: Float[Tensor, " B"]
+    grade: Float[Tensor, " B"]
     weight: Float[Tensor, " B"]
     paired: Bool[Tensor, " B"]
     pair: Pair | None
+    offsets: Float[Tensor, " 6"] | None
 
 
 @dataclass(frozen=True)
@@ -84,22 +88,36 @@ def gather_rows(tensors: Sequence[Tensor]) -> list[Tensor]:
 def join_ranks(scored: Scored) -> Scored:
     """The batch of all ranks together; the same on every rank."""
     pair = [] if scored.pair is None else [getattr(scored.pair, name) for name in GATHERED]
-    logit, outcome, weight, paired, *rest = gather_rows(
-        [scored.logit, scored.outcome, scored.weight, scored.paired, *pair]
+    logit, outcome, grade, weight, paired, *rest = gather_rows(
+        [scored.logit, scored.outcome, scored.grade, scored.weight, scored.paired, *pair]
     )
-    if scored.pair is None:
-        return Scored(logit, outcome, weight, paired, None)
-    joined = replace(scored.pair, **dict(zip(GATHERED, rest, strict=True)))
-    return Scored(logit, outcome, weight, paired, joined)
+    joined = scored.pair and replace(scored.pair, **dict(zip(GATHERED, rest, strict=True)))
+    return Scored(logit, outcome, grade, weight, paired, joined, scored.offsets)
 
 
 def outcome_loss(
-    logit: Float[Tensor, " B"], outcome: Float[Tensor, " B"], weight: Float[Tensor, " B"]
+    logit: Float[Tensor, " B"],
+    outcome: Float[Tensor, " B"],
+    grade: Float[Tensor, " B"],
+    weight: Float[Tensor, " B"],
+    offsets: Float[Tensor, " 6"] | None,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy over rows with a known outcome; 0, still attached, when there are none."""
+    """Cross-entropy over rows with a known outcome; 0, still attached, when there are none.
+
+    Args:
+        logit: of a poor outcome, mRS 3 to 6.
+        outcome: 1 poor, 0 good, NaN not known.
+        grade: mRS 0 to 6; where only poor or good is known (NaN), the cut between 2 and 3 counts alone.
+        weight: 0 for rows that do not count.
+        offsets: d_k; each row's loss is then the mean over the six cuts of CE(logit - d_k, grade > k).
+    """
     known = ~outcome.isnan()
-    counted = weight * known
     each = binary_cross_entropy_with_logits(logit, torch.where(known, outcome, 0.0), reduction="none")
+    if offsets is not None:
+        above = (grade[:, None] > torch.arange(len(offsets), device=grade.device)).to(logit.dtype)
+        graded = binary_cross_entropy_with_logits(logit[:, None] - offsets, above, reduction="none").mean(1)
+        each = torch.where(grade.isnan(), each, graded)
+    counted = weight * known
     return (each * counted).sum() / counted.sum().clamp(min=1e-9)
 
 
@@ -141,12 +159,12 @@ def align_loss(pair: Pair, valid: Bool[Tensor, " B"]) -> Float[Tensor, ""]:
 
 
 def total_loss(scored: Scored, lambda_contrast: float, lambda_align: float) -> Losses:
-    """L = CE + lambda_con L_con + lambda_align L_align, over the rows given (see `join_ranks`).
+    """L = L_out + lambda_con L_con + lambda_align L_align, over the rows given (see `join_ranks`).
 
     Every term is always computed, a weight of 0 included: a skipped term would leave parameters without a
     gradient, which stops data-parallel training.
     """
-    outcome = outcome_loss(scored.logit.float(), scored.outcome, scored.weight)
+    outcome = outcome_loss(scored.logit.float(), scored.outcome, scored.grade, scored.weight, scored.offsets)
     zero = outcome.new_zeros(())
     contrast, align = zero, zero
     if scored.pair is not None:

@@ -4,6 +4,7 @@ Axis letters: B cases, C sequences, X Y Z voxels (RAS+), P planes, F features, W
 width, M = 3 modalities in the order of `schema.MODALITIES` (image, text, table).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Self
@@ -13,7 +14,7 @@ from jaxtyping import Bool, Float, UInt8
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from willis.cohort.schema import MODALITIES, Sequence
+from willis.cohort.schema import MODALITIES, POOR_FROM, Sequence
 from willis.errors import ShapeError
 from willis.models.fusion import FUSIONS, FusionName, FusionShape, Pair
 from willis.models.losses import Scored
@@ -22,6 +23,8 @@ from willis.models.text import TEXT_WIDTH
 from willis.models.vision import PlanesEncoder, VolumeEncoder
 
 IMAGE, TEXT, TABLE = range(3)
+NUM_CUTS = 6
+"""mRS 0 to 6 is cut in six places: is it above 0, above 1, ... above 5?"""
 
 
 class NetworkConfig(BaseModel):
@@ -31,6 +34,7 @@ class NetworkConfig(BaseModel):
         shape: voxels of the canonical grid.
         fact_columns: measured facts that join the image; empty when `image_facts` is off.
         prevalence: share of poor outcomes in the training split, the answer when nothing is known.
+        ordinal: learn from all seven grades of the Rankin scale, not only from poor against good.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,6 +55,7 @@ class NetworkConfig(BaseModel):
     dropout: float = Field(0.2, ge=0, le=1)
     temperature: float = Field(0.07, gt=0)
     prevalence: float = Field(0.5, ge=0, le=1)
+    ordinal: bool = True
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -71,6 +76,7 @@ class Batch:
         table: as `encode_rows(config.table_columns, ...)` reads them; NaN where not known.
         text: sentence embedding of the report.
         outcome: 1 poor, 0 good, NaN not known.
+        grade: Rankin score 0 to 6, NaN where not known.
         weight: 0 for a row that only fills the batch.
     """
 
@@ -83,6 +89,7 @@ class Batch:
     text: Float[Tensor, "B T"]
     modality_present: Bool[Tensor, "B 3"]
     outcome: Float[Tensor, " B"]
+    grade: Float[Tensor, " B"]
     weight: Float[Tensor, " B"]
 
     def __len__(self) -> int:
@@ -119,15 +126,17 @@ class Output:
         logit: of a poor outcome, P = sigmoid(logit) before calibration.
         embedding: the fused vector just before the last layer.
         pair: what the alignment losses compare; None for a fusion without alignment.
+        offsets: P(mRS > k) = sigmoid(logit - offsets[k]); None for a network that knows poor and good alone.
     """
 
     logit: Float[Tensor, " B"]
     embedding: Float[Tensor, "B R"]
     pair: Pair | None
+    offsets: Float[Tensor, " 6"] | None
 
     def scored(self, batch: Batch, paired: Bool[Tensor, " B"]) -> Scored:
         """Join with the targets of `batch`; `paired` marks rows whose image and text were both used."""
-        return Scored(self.logit, batch.outcome, batch.weight, paired, self.pair)
+        return Scored(self.logit, batch.outcome, batch.grade, batch.weight, paired, self.pair, self.offsets)
 
 
 class ImageEncoder(nn.Module):
@@ -195,20 +204,57 @@ class TextProjection(nn.Module):
 
 
 class Head(nn.Module):
-    """[x_c ; f ; presence bits] to the logit, by an MLP beside a linear road (docs/method.md, eq. 8)."""
+    """[x_c ; f ; presence bits] to what the fusion says, and the fused embedding (docs/method.md, eq. 8).
 
-    def __init__(self, width_in: int, width: int, dropout: float) -> None:
+    The last layer starts at the prevalence, whatever it is shown: the network begins as the sum of its roads.
+    """
+
+    def __init__(self, width_in: int, width: int, dropout: float, prevalence: float) -> None:
         super().__init__()
         self.hidden = nn.Sequential(nn.Linear(width_in, width), nn.GELU())
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(width_in, 1)
         self.logit = nn.Linear(width, 1)
+        nn.init.zeros_(self.logit.weight)
+        share = min(max(prevalence, 0.01), 0.99)
+        nn.init.constant_(self.logit.bias, math.log(share / (1 - share)))
 
     def forward(self, joined: Float[Tensor, "B J"]) -> tuple[Float[Tensor, " B"], Float[Tensor, "B R"]]:
-        """Return the logit and the fused embedding."""
+        """Return the share of the logit and the fused embedding."""
         embedding = self.hidden(joined)
-        logit = self.logit(self.dropout(embedding)) + self.linear(joined)
-        return logit.squeeze(-1), embedding
+        return self.logit(self.dropout(embedding)).squeeze(-1), embedding
+
+
+class Roads(nn.Module):
+    """A straight way from each modality to the logit, past the fusion: sum_m b_m u_m . x_m, from zero.
+
+    Without it a few hundred patients do not suffice to use a modality that another one outshines: layer
+    norm takes the size from a vector, and the fusion learns from the strongest modality alone.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(len(MODALITIES), width))
+
+    def forward(self, vectors: Float[Tensor, "B 3 W"], present: Bool[Tensor, "B 3"]) -> Float[Tensor, " B"]:
+        """Add up what the modalities that are present say by themselves."""
+        said = (vectors * self.weight).sum(dim=-1)
+        return torch.where(present, said, 0.0).sum(dim=-1)
+
+
+class Grades(nn.Module):
+    """Where the Rankin scale is cut, relative to the cut between 2 and 3 that the logit is about.
+
+    logit_k = logit - d_k, d_2 = 0, d rising by a positive gap per grade: proportional odds (McCullagh 1980).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gaps = nn.Parameter(torch.full((NUM_CUTS - 1,), math.log(math.e - 1)))
+
+    def forward(self) -> Float[Tensor, " 6"]:
+        """Return d_0 to d_5; all gaps start at 1."""
+        rising = torch.cat([self.gaps.new_zeros(1), nn.functional.softplus(self.gaps).cumsum(0)])
+        return rising - rising[POOR_FROM - 1]
 
 
 class TrimodalNetwork(nn.Module):
@@ -233,7 +279,9 @@ class TrimodalNetwork(nn.Module):
             config.temperature,
         )
         self.head = Head(width + config.contrast_width + len(MODALITIES), config.contrast_width,
-                         config.dropout)  # fmt: skip
+                         config.dropout, config.prevalence)  # fmt: skip
+        self.roads = Roads(width)
+        self.grades = Grades() if config.ordinal else None
 
     def forward(self, batch: Batch) -> Output:
         """Predict a batch that may mix all seven patterns of presence.
@@ -260,16 +308,20 @@ class TrimodalNetwork(nn.Module):
             modality_present: columns image, text, table.
         """
         present = modality_present & self.used_modalities()
+        vectors = (encoded.image, encoded.text, encoded.table)
         image, text, table = (
             torch.where(present[:, m, None], norm(vector), self.absent[m])
-            for m, (norm, vector) in enumerate(
-                zip(self.norms, (encoded.image, encoded.text, encoded.table), strict=True)
-            )
+            for m, (norm, vector) in enumerate(zip(self.norms, vectors, strict=True))
         )
         fused = self.fusion(image, text)
         joined = torch.cat([table, fused.vector, present.to(table.dtype)], dim=-1)
-        logit, embedding = self.head(joined)
-        return Output(logit=logit, embedding=embedding, pair=fused.pair)
+        fused_logit, embedding = self.head(joined)
+        return Output(
+            logit=fused_logit + self.roads(torch.stack(vectors, dim=1), present),
+            embedding=embedding,
+            pair=fused.pair,
+            offsets=None if self.grades is None else self.grades(),
+        )
 
     def used_modalities(self) -> Bool[Tensor, " 3"]:
         """Which of image, text, table this network was built for."""
@@ -292,5 +344,6 @@ def without_outcome(batch: Batch) -> Batch:
     return replace(
         batch,
         outcome=torch.full_like(batch.outcome, torch.nan),
+        grade=torch.full_like(batch.grade, torch.nan),
         weight=torch.ones_like(batch.weight),
     )

@@ -43,6 +43,7 @@ class Cases:
         facts: as `encode_rows` reads them, (N, Ff); table (N, Ft); text embeddings (N, T).
         modality_present: (N, 3); image, text, table.
         outcome: (N,) 1 poor, 0 good, NaN not known.
+        grade: (N,) Rankin score 0 to 6, NaN not known.
         split: (N,) names of `schema.SPLITS`.
     """
 
@@ -52,6 +53,7 @@ class Cases:
     text: Float32
     modality_present: Bool
     outcome: Float32
+    grade: Float32
     split: npt.NDArray[np.str_]
 
     def __len__(self) -> int:
@@ -65,7 +67,8 @@ class Cases:
     def digest(self) -> str:
         """sha256 over everything a training run reads except the voxels, which ingest.json stands for."""
         summed = hashlib.sha256((self.arrays.folder / "ingest.json").read_bytes())
-        for array in (self.facts, self.table, self.text, self.modality_present, self.outcome):
+        arrays = (self.facts, self.table, self.text, self.modality_present, self.outcome, self.grade)
+        for array in arrays:
             summed.update(np.ascontiguousarray(array).tobytes())
         summed.update("\n".join([*self.arrays.patient_ids, *self.split.tolist()]).encode())
         return summed.hexdigest()
@@ -124,6 +127,7 @@ def fit_config(frame: "pd.DataFrame", arrays: StudyArrays, params: TrainParams) 
         fusion_heads=params.fusion_heads,
         dropout=params.dropout,
         temperature=params.temperature,
+        ordinal=params.outcome == "ordinal",
         prevalence=float(outcome.mean()),
     )
 
@@ -156,6 +160,7 @@ def read_cases(
         text=text,
         modality_present=present,
         outcome=pd.to_numeric(frame["poor_outcome"]).to_numpy(np.float32, na_value=np.nan),
+        grade=pd.to_numeric(frame["mrs"]).to_numpy(np.float32, na_value=np.nan),
         split=frame["split"].to_numpy(str),
     )
 
@@ -239,6 +244,7 @@ def collate(cases: Cases, share: Share, config: NetworkConfig) -> Batch:
         text=torch.from_numpy(cases.text[rows]),
         modality_present=torch.from_numpy(cases.modality_present[rows]),
         outcome=torch.from_numpy(cases.outcome[rows]),
+        grade=torch.from_numpy(cases.grade[rows]),
         weight=torch.from_numpy(share.weight),
     )
 

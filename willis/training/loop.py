@@ -242,9 +242,10 @@ class _Run:
                 scored = join_ranks(self.network.scored(batch, self.network(batch)))
             pair = scored.pair
             tokens = [] if pair is None else [scored.paired, pair.image_token, pair.text_token, pair.scale]
-            parts.append([scored.logit, scored.outcome, scored.weight, *tokens])
+            parts.append([scored.logit, scored.outcome, scored.grade, scored.weight, *tokens])
         self.network.train()
-        return validation_metrics(parts)
+        offsets = None if self.network.grades is None else self.network.grades().float().cpu()
+        return validation_metrics(parts, offsets)
 
 
 def reuse_freed_memory() -> None:

@@ -1,27 +1,29 @@
 """From the logits of one validation pass to the numbers that stop the run."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from willis.models.losses import outcome_loss
 from willis.training.metrics import EpochRecord, auc, effective_rank, pairwise_cosine
 
 
-def validation_metrics(parts: list[list[Tensor]]) -> dict[str, float | None]:
+def validation_metrics(parts: list[list[Tensor]], offsets: Tensor | None) -> dict[str, float | None]:
     """Put the batches of one validation pass together.
 
     Args:
-        parts: per batch logit, outcome, weight and, for a fusion with a pair, paired, image tokens, text
-            tokens and scale.
+        parts: per batch logit, outcome, grade, weight and, for a fusion with a pair, paired, image tokens,
+            text tokens and scale.
+        offsets: of the cumulative logits, or None.
 
     Returns:
         The validation fields of an `EpochRecord`.
     """
-    scales = [part.pop() for part in parts if len(part) > 3]
+    scales = [part.pop() for part in parts if len(part) > 4]
     columns = [torch.cat(column).float().cpu() for column in zip(*parts, strict=True)]
-    counted = columns[2] > 0
-    logit, outcome, _, *tokens = (column[counted] for column in columns)
+    counted = columns[3] > 0
+    logit, outcome, grade, weight, *tokens = (column[counted] for column in columns)
     metrics: dict[str, float | None] = {
-        "val_loss": float(nn.functional.binary_cross_entropy_with_logits(logit, outcome)),
+        "val_loss": float(outcome_loss(logit, outcome, grade, weight, offsets)),
         "val_auc": auc(outcome.numpy(), logit.numpy()),
     }
     if tokens:
