@@ -4,8 +4,8 @@
 
 Imports the derived SOOP set (docs/real-patients.md), ingests it, writes reports from the measured facts,
 makes the training table, and cross-validates on its `folds.tsv`: AUC is the mean over folds, intervals
-resample patients. Rivals see the table and all measured facts, and need nobody for early stopping; the network
-sets 15 % of its training patients aside for that. Killed, it goes on with the first fold that is missing.
+resample patients. Rivals see the table and all measured facts, and need nobody for early stopping; the
+network sets 15 % of its training patients aside. Killed, it goes on with the first fold that is missing.
 
 The outcome is the registry's Rankin score, read by others as the one at discharge, not at 90 days. A result
 on this folder is a result on these patients.
