@@ -23,6 +23,7 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 STARTED = re.compile(r"^Executing task '([\w-]+)'")
 CACHED = re.compile(r"^Task ([\w-]+) cache hit")
 FINISHED = re.compile(r"^Task '([\w-]+)' finished with status (\w+)")
+SAID = re.compile(r"^\s*willis\.errors\.(\w+: .+)$")
 LOG_TAIL_LINES = 25
 
 
@@ -76,7 +77,7 @@ def run_training(
         Step name -> how it went.
 
     Raises:
-        StepError: a step failed; the message ends with the end of its log.
+        StepError: a step failed; the message is the step's own, or the end of its log.
     """
     run.mkdir(parents=True, exist_ok=True)
     package = run / "training.yaml"
@@ -99,7 +100,7 @@ def run_training(
         with log.open("a") as sink, contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
             task = pipeline(cohort=str(cohort), cohort_digest=digest)
     except RuntimeError as error:
-        raise StepError(f"{_failed(watch)} failed; the end of {log}:\n{_tail(log)}") from error
+        raise StepError(f"{_failed(watch)} failed: {_reason(log)}") from error
     finally:
         root.removeFilter(watch)
         root.setLevel(level)
@@ -125,7 +126,7 @@ def run_monitoring(since: datetime, until: datetime, params: Params, run: Path) 
         run: folder for the outputs and the log.
 
     Raises:
-        StepError: the step failed; the message ends with the end of its log.
+        StepError: the step failed; the message is the step's own, or the end of its log.
     """
     run.mkdir(parents=True, exist_ok=True)
     package = run / "monitoring.yaml"
@@ -137,7 +138,7 @@ def run_monitoring(since: datetime, until: datetime, params: Params, run: Path) 
         with log.open("a") as sink, contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
             task = pipeline(since=since.isoformat(), until=until.isoformat())
     except RuntimeError as error:
-        raise StepError(f"monitor failed; the end of {log}:\n{_tail(log)}") from error
+        raise StepError(f"monitor failed: {_reason(log)}") from error
     return MonitorSummary.model_validate_json((Path(task.outputs["drift"].path) / "monitor.json").read_text())
 
 
@@ -154,5 +155,8 @@ def _failed(watch: _Watch) -> str:
     return next(iter(running), None) or (list(watch.started) or ["the pipeline"])[-1]
 
 
-def _tail(log: Path) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
+def _reason(log: Path) -> str:
+    """What the step said on purpose; the end of its log where it said nothing."""
+    lines = ANSI.sub("", log.read_text(errors="replace")).splitlines()[-LOG_TAIL_LINES:]
+    said = [match[1] for line in lines if (match := SAID.match(line))]
+    return f"{said[-1]}\n(the whole log: {log})" if said else "\n".join([f"the end of {log}:", *lines])

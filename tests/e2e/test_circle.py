@@ -9,12 +9,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 
-from infra.local.processes import MARK
 from pipelines.local import ANSI
 from tests.fixtures.demo import NUM_PATIENTS, NUM_STREAM, Demo, demo_command, demo_environment
+from tests.fixtures.processes import left_behind
 from willis.provenance import GRAPH
 
 if TYPE_CHECKING:
@@ -22,20 +21,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def _left_behind(root: Path) -> list[int]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if (
-                process.environ().get(MARK) == str(root.resolve())
-                and process.status() != psutil.STATUS_ZOMBIE
-            ):
-                found.append(process.pid)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
 
 
 def test_the_summary_holds_what_the_readme_promises(demo: Demo) -> None:
@@ -69,7 +54,7 @@ def test_the_new_scanner_rings_and_the_ordinary_window_is_quiet(demo: Demo) -> N
 
 
 def test_nothing_runs_after_the_demo(demo: Demo) -> None:
-    assert _left_behind(demo.root) == []
+    assert left_behind(demo.root) == []
 
 
 def test_the_page_shows_pictures_and_reports_without_the_network(demo: Demo, browser: "Browser") -> None:
@@ -138,7 +123,7 @@ def test_the_curl_line_of_make_serve_works_as_pasted(demo: Demo) -> None:
         serve.wait(timeout=60)
     assert 0 < answer["probability"] < 1
     assert set(answer["modalities_used"]) == {"image", "text", "table"}
-    assert _left_behind(demo.root) == []
+    assert left_behind(demo.root) == []
 
 
 def test_after_a_kill_nothing_is_left_and_the_next_run_goes_on(demo: Demo, tmp_path: Path) -> None:
@@ -159,7 +144,7 @@ def test_after_a_kill_nothing_is_left_and_the_next_run_goes_on(demo: Demo, tmp_p
     steps = again.summary()["steps"]
     cached = {name: steps[name]["cached"] for name in GRAPH}
     assert cached == {name: name not in ("train", "evaluate", "promote") for name in GRAPH}
-    assert _left_behind(demo.root) == []
+    assert left_behind(demo.root) == []
 
 
 def _num_trainings(root: Path) -> int:

@@ -228,6 +228,15 @@ def test_studies_without_outcomes_are_prepared_when_none_is_required(tmp_path: P
     assert summary.num_studies == 4 and summary.num_with_table == 0
 
 
+def test_outcomes_that_cannot_be_learnt_from_are_told_before_any_volume_is_read(tmp_path: Path) -> None:
+    cohort = write_cohort(tmp_path / "cohort")
+    rewrite(cohort, mrs_90d="n/a")
+    for volume in cohort.rglob("*.nii.gz"):
+        volume.write_bytes(b"")
+    with pytest.raises(CohortError, match="none of 4 patients has mrs_90d"):
+        ingest(cohort, tmp_path / "out", PARAMS)
+
+
 def test_a_full_disk_leaves_the_earlier_output_untouched(tmp_path: Path) -> None:
     cohort = write_cohort(tmp_path / "cohort")
     ingest(cohort, tmp_path / "out", PARAMS)

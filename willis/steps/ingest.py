@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from willis.cohort.bids import Cohort, LeftOut, read_cohort
+from willis.cohort.bids import Cohort, LeftOut, StudyFiles, read_cohort
 from willis.errors import CohortError, StepError
 from willis.outputs import check_replaceable, whole_folder
 from willis.params import IngestParams
@@ -86,7 +86,6 @@ def ingest(cohort: Path, out: Path, params: IngestParams, *, strict: bool = Fals
 def _write_all(
     part: Path, cohort: Cohort, table: "CleanTable", params: IngestParams, strict: bool
 ) -> IngestSummary:
-    from willis.cohort.table import check_outcomes, for_patients
     from willis.imaging.pack import pack_studies
 
     refused = {item.patient_id: item.reason for item in table.left_out}
@@ -97,18 +96,30 @@ def _write_all(
         if s.patient_id in refused
     ]
     usable = [study for study in cohort.studies if study.patient_id not in refused]
+    required = params.require_outcome and cohort.purpose != "stream"
+    _clinical(table, usable, params, required)  # says so before hours of registration, not after
     kept, rejected, digest = pack_studies(part / "shards", usable, params)
     left_out += rejected
     _check_left_out(left_out, kept, strict)
-    clinical = for_patients(table, tuple(dict.fromkeys(row.files.patient_id for row in kept)))
-    if params.require_outcome and cohort.purpose != "stream":
-        check_outcomes(clinical, params.outcome_column)
+    clinical = _clinical(table, [row.files for row in kept], params, required)
     remarks = [(patient, patient, text) for patient, text in table.remarks]
     remarks += [(row.files.patient_id, row.files.study_id, text) for row in kept for text in row.warnings]
     _write_tables(part, kept, clinical, left_out, remarks, params)
     summary = _summary(cohort, kept, clinical, left_out, len(remarks), digest, params)
     (part / RECORD).write_text(summary.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return summary
+
+
+def _clinical(
+    table: "CleanTable", studies: list[StudyFiles], params: IngestParams, required: bool
+) -> "pd.DataFrame":
+    """One row per patient of these studies; refuses rows from which no outcome can be learnt."""
+    from willis.cohort.table import check_outcomes, for_patients
+
+    clinical = for_patients(table, tuple(dict.fromkeys(study.patient_id for study in studies)))
+    if required and studies:
+        check_outcomes(clinical, params.outcome_column)
+    return clinical
 
 
 def _check_left_out(left_out: list[LeftOut], kept: list["KeptStudy"], strict: bool) -> None:
