@@ -102,6 +102,7 @@ def resampled_wasserstein(values: Numbers, resamples: Resamples) -> Numbers:
 
     Args:
         values: the reference's column, shape (n,), NaN where missing.
+        resamples: which rows each reference and window drew.
 
     Returns:
         Shape (num_resamples,); NaN where a side is empty.
@@ -148,6 +149,7 @@ def resampled_distance(embeddings: Numbers, resamples: Resamples) -> Numbers:
 
     Args:
         embeddings: shape (n, width); a row with a NaN counts as missing.
+        resamples: which rows each reference and window drew.
     """
     present = np.flatnonzero(~np.isnan(embeddings).any(axis=1))
     reference, window = _shares(resamples.reference[:, present]), _shares(resamples.window[:, present])
