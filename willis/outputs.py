@@ -16,6 +16,8 @@ NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 def whole_folder(out: Path, record: str) -> Iterator[Path]:
     """Give a hidden folder to build in; put it in the place of `out` if the block ends well.
 
+    An earlier output that a killed run had moved aside comes back before anything else.
+
     Args:
         out: where the whole folder goes.
         record: the file that every finished output of this step holds; a folder with other files and without
@@ -24,8 +26,9 @@ def whole_folder(out: Path, record: str) -> Iterator[Path]:
     Raises:
         StepError: no space left, or `out` holds something else.
     """
-    check_replaceable(out, record)
     out = out.absolute()
+    _restore(out)
+    check_replaceable(out, record)
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -63,11 +66,21 @@ def _no_space(out: Path, error: OSError) -> str:
     )
 
 
+def _restore(out: Path) -> None:
+    old = _aside(out)
+    if old.is_dir() and not out.exists():
+        old.rename(out)
+
+
 def _swap(part: Path, out: Path) -> None:
-    """Put the finished folder in place of the old one; a kill in between leaves one of the two."""
-    old = out.with_name(f".{out.name}.old")
+    """Put the finished folder in place of the old one; a kill in between leaves the old one aside."""
+    old = _aside(out)
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         out.rename(old)
     part.rename(out)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _aside(out: Path) -> Path:
+    return out.with_name(f".{out.name}.old")

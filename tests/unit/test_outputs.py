@@ -1,5 +1,7 @@
 """A step's folder appears whole, or what stood there stays as it was."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,24 @@ def test_a_run_that_fails_leaves_the_one_before_and_nothing_half(tmp_path: Path)
         (part / "record.json").write_text("half")
         raise ZeroDivisionError
     assert (out / "record.json").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
+    out = finished(tmp_path / "out", "first")
+    killed_in_the_second_rename = (
+        "import os, sys; from pathlib import Path; from willis.outputs import whole_folder\n"
+        "rename = Path.rename\n"
+        "Path.rename = lambda a, b: rename(a, b) if a.name == 'out' else os._exit(9)\n"
+        "with whole_folder(Path(sys.argv[1]), 'record.json') as part: (part / 'record.json').touch()"
+    )
+    done = subprocess.run([sys.executable, "-c", killed_in_the_second_rename, out], check=False)
+    assert done.returncode == 9
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.old", ".out.part"]
+    with pytest.raises(ZeroDivisionError), whole_folder(out, "record.json"):
+        assert (out / "record.json").read_text() == "first"
+        raise ZeroDivisionError
+    assert (out / "values" / "1").read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
