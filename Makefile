@@ -24,7 +24,7 @@ export WILLIS_DATA_DIR ?= $(abspath ../shared/data)
 
 help:
 	@echo 'make demo   the whole circle on this machine (DATA=synthetic | soop:PATH | bids:PATH)'
-	@echo 'make serve  the endpoint of the last demo, and a curl line that calls it'
+	@echo 'make serve  the endpoint of that demo (same DATA), and a curl line that calls it'
 	@echo 'make test   set-up, checks, and every test that this machine can run'
 	@echo 'make check  format, lint, types, import rules, docstrings'
 	@echo 'make bench  the benchmarks behind every figure in docs/'
@@ -48,7 +48,7 @@ demo: $(READY)
 	$(BIN)/python -m infra.local.demo --data '$(DATA)'
 
 serve: $(READY)
-	$(BIN)/python -m infra.local.serve
+	$(BIN)/python -m infra.local.serve --data '$(DATA)'
 
 check: $(READY)
 	$(BIN)/ruff format --check .

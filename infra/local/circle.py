@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.local.calls import stream_calls
+from infra.local.cost import Meter
 from infra.local.page import write_page
 from infra.local.ray_head import ray_head
 from infra.local.source import LastSource, Source, atlas_of
@@ -35,7 +36,7 @@ class Circle:
     windows: dict[str, MonitorSummary | None]
 
 
-def run_circle(source: Source, root: Path, journal: "Journal") -> Summary:
+def run_circle(source: Source, root: Path, journal: "Journal", meter: Meter) -> Summary:
     """Walk the circle once and write summary.json and index.html.
 
     Raises:
@@ -52,7 +53,7 @@ def run_circle(source: Source, root: Path, journal: "Journal") -> Summary:
     _remember_source(source, root, steps)
     with journal.stage("page") as _:
         page = write_page(circle, root / "index.html")
-    summary = summarise(circle, journal.stages, page)
+    summary = summarise(circle, journal.stages, page, meter.read())
     write_whole(root / "summary.json", summary.model_dump_json(indent=2))
     prune(root / "pipeline", steps)
     return summary

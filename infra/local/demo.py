@@ -19,12 +19,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from infra.local.cost import Meter, metered
 from infra.local.processes import MARK, only_one, require_free, sweep
 from infra.local.stages import StageRun
 from willis.errors import StepError, WillisError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-ROOT = REPOSITORY / "build" / "demo"
+BUILD = REPOSITORY / "build"
 MIN_FREE_BYTES = 3_000_000_000
 console = Console()
 
@@ -55,6 +56,15 @@ class Journal:
         console.print(f"  [green]✓[/] {name:<22} {state}")
 
 
+def default_root(data: str) -> Path:
+    """Folder of a source's demo: each source has a registry, a log and a feature store of its own.
+
+    A bundle of one source cannot be held against the champion of another: they read other sequences.
+    """
+    kind, _, path = data.partition(":")
+    return BUILD / ("demo" if not path else f"demo-{kind}-{Path(path).name}")
+
+
 def configure(root: Path) -> None:
     """Point every setting that the caller left open below the demo's own folder, before anything reads it."""
     defaults = {
@@ -81,20 +91,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", default="synthetic", help="synthetic, soop:PATH or bids:PATH")
-    parser.add_argument("--root", type=Path, default=ROOT, help="folder for everything that the demo writes")
+    parser.add_argument(
+        "--root", type=Path, help="folder for all that is written (build/demo, build/demo-...)"
+    )
     parser.add_argument("--params", type=Path, default=REPOSITORY / "params.yaml")
     parser.add_argument("--patients", type=int, default=None, help="size of the synthetic cohort")
     parser.add_argument("--stream-patients", type=int, default=80, help="patients in each stream")
     arguments = parser.parse_args()
-    root = arguments.root.resolve()
+    root = (arguments.root or default_root(arguments.data)).resolve()
     try:
-        with only_one(root):
+        with only_one(root), metered(root) as meter:
             left = sweep(root)
             if left:
                 console.print(f"ended {left} processes that an earlier run had left behind")
             _require_space(root)
             configure(root)
-            _run(root, arguments)
+            _run(root, arguments, meter)
     except WillisError as error:
         console.print(f"[bold red]{type(error).__name__}[/]: {error}", highlight=False, soft_wrap=True)
         sys.exit(2)
@@ -109,7 +121,7 @@ def _require_space(root: Path) -> None:
         )
 
 
-def _run(root: Path, arguments: argparse.Namespace) -> None:
+def _run(root: Path, arguments: argparse.Namespace, meter: Meter) -> None:
     from infra.local.circle import run_circle
     from infra.local.source import source_of
     from willis.params import load_params
@@ -120,7 +132,7 @@ def _run(root: Path, arguments: argparse.Namespace) -> None:
         arguments.data, root, load_params(arguments.params), arguments.patients, arguments.stream_patients
     )
     console.print(f"[bold]Willis[/] on {source.title}. For research, not for diagnosis.\n")
-    summary = run_circle(source, root, Journal())
+    summary = run_circle(source, root, Journal(), meter)
     summary.show(console)
 
 

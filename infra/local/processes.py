@@ -48,10 +48,15 @@ def stop(process: subprocess.Popen[bytes], timeout_s: float = 20) -> None:
 
 def sweep(root: Path) -> int:
     """End what an earlier run in this folder left behind; returns how many processes there were."""
-    mine = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-    left = [p for p in psutil.process_iter() if p.pid not in mine and _mark(p) == str(root)]
+    left = marked(root)
     _end(left, 10)
     return len(left)
+
+
+def marked(root: Path) -> list[psutil.Process]:
+    """Processes of a run in this folder, this process and its parents not among them."""
+    mine = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    return [p for p in psutil.process_iter() if p.pid not in mine and _mark(p) == str(root)]
 
 
 def free_port() -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from infra.local.circle import use_atlas
-from infra.local.demo import ROOT, configure
+from infra.local.demo import configure, default_root
 from infra.local.processes import only_one, require_free, sweep
 from infra.local.source import LastSource
 from infra.local.stages import write_whole
@@ -27,8 +27,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--root", type=Path, default=ROOT, help="folder of a finished demo")
-    root = parser.parse_args().root.resolve()
+    parser.add_argument("--data", default="synthetic", help="of the demo to serve")
+    parser.add_argument("--root", type=Path, help="folder of a finished demo")
+    arguments = parser.parse_args()
+    root = (arguments.root or default_root(arguments.data)).resolve()
     try:
         _serve(root)
     except WillisError as error:
@@ -41,7 +43,7 @@ def _serve(root: Path) -> None:
 
     record = root / "source.json"
     if not record.is_file():
-        raise StepError(f"{root} holds no finished demo; run `make demo` first")
+        raise StepError(f"{root} holds no finished demo; run `make demo` with the same DATA first")
     last = LastSource.model_validate_json(record.read_text())
     with only_one(root):
         sweep(root)

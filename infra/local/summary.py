@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.table import Table
 
+from infra.local.cost import Cost
 from infra.local.stages import StageRun
 from willis.evaluation.results import Evaluation
 
@@ -83,6 +84,7 @@ class Summary(Part):
     monitoring: dict[str, WindowPart | None]
     steps: dict[str, StageRun]
     absent: dict[str, str]
+    cost: Cost
     page: str
 
     def show(self, console: Console) -> None:
@@ -104,6 +106,11 @@ class Summary(Part):
             table.add_row(f"window {name}", drift)
         for name, reason in self.absent.items():
             table.add_row(f"no {name}", reason)
+        c = self.cost
+        table.add_row(
+            "cost",
+            f"{c.seconds:.0f} s, memory {c.peak_memory_mb / 1024:.1f} GiB, disk {c.disk_mb / 1024:.1f} GiB",
+        )
         table.add_row("page", self.page)
         console.print(table)
         console.print(
@@ -111,7 +118,7 @@ class Summary(Part):
         )
 
 
-def summarise(circle: "Circle", stages: dict[str, StageRun], page: Path) -> Summary:
+def summarise(circle: "Circle", stages: dict[str, StageRun], page: Path, cost: Cost) -> Summary:
     """Collect the summary from the files that the steps wrote."""
     from willis.steps.promote import Promotion
     from willis.steps.train import TrainSummary
@@ -132,6 +139,7 @@ def summarise(circle: "Circle", stages: dict[str, StageRun], page: Path) -> Summ
         monitoring=_windows(circle),
         steps=stages,
         absent=circle.source.absent,
+        cost=cost,
         page=str(page),
     )
 

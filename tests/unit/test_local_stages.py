@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.local.demo import default_root
 from infra.local.stages import StageRun, done, folder_made, key_of, remember, write_whole
 
 
@@ -12,6 +13,23 @@ def test_a_result_is_found_under_its_key_alone(tmp_path: Path) -> None:
     remember(record, "key-1", StageRun(seconds=1.5, cached=False))
     assert done(record, "key-1", StageRun) == StageRun(seconds=1.5, cached=False)
     assert done(record, "key-2", StageRun) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "folder"),
+    [
+        ("synthetic", "build/demo"),
+        (
+            "soop:../StrokeOutcomeOptimizationProjectDemo",
+            "build/demo-soop-StrokeOutcomeOptimizationProjectDemo",
+        ),
+        ("bids:/data/isles22/", "build/demo-bids-isles22"),
+    ],
+)
+def test_each_source_has_a_folder_and_so_a_registry_of_its_own(
+    data: str, folder: str, repository: Path
+) -> None:
+    assert default_root(data) == repository / folder
 
 
 def test_a_stage_that_never_ran_has_no_result(tmp_path: Path) -> None:
