@@ -10,6 +10,8 @@ from infra.local.summary import read_evaluation
 from willis.monitoring.results import ColumnDrift, MonitorSummary
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from infra.local.circle import Circle
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
@@ -96,7 +98,7 @@ def patient_views(circle: "Circle") -> list[PatientView]:
     predictions = pd.read_parquet(folder / "predictions.parquet").set_index("patient_id")
     views = []
     for name in read_evaluation(folder).saliency[:NUM_PATIENTS]:
-        patient = _patient_of(name)
+        patient = _patient_of(predictions, name)
         row = predictions.loc[patient]
         views.append(
             PatientView(
@@ -111,8 +113,8 @@ def patient_views(circle: "Circle") -> list[PatientView]:
     return views
 
 
-def _patient_of(picture: str) -> str:
-    return picture.removeprefix("saliency-").removesuffix(".png")
+def _patient_of(predictions: "pd.DataFrame", picture: str) -> str:
+    return str(predictions.index[predictions["picture"] == picture][0])
 
 
 def _lineage(circle: "Circle") -> str:

@@ -12,13 +12,18 @@ from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 
 from tests.fixtures.arrays import write_tiny_cohort
+from tests.served import test_settings
 from willis.errors import CohortError, LeakError, StepError
 from willis.evaluation.results import Evaluation
+from willis.forget import forget
 from willis.inference import Predictor, cases_from
 from willis.models.decision import sigmoid
-from willis.params import EvaluateParams, TrainParams
+from willis.params import EvaluateParams, PromoteParams, TrainParams
+from willis.pseudonym import pseudonym
 from willis.steps.evaluate import evaluate
+from willis.steps.promote import promote
 from willis.steps.train import make_job
+from willis.stores.registry import Registry
 from willis.training.loop import World, fit
 
 PARAMS = EvaluateParams(num_bootstrap=300, num_permutations=3)
@@ -95,6 +100,56 @@ def test_the_headline_is_the_auc_of_the_predictions_that_were_written(evaluated)
     assert found.num_patients == len(test)
     assert found.auc == pytest.approx(roc_auc_score(test["poor_outcome"], test["p"]), abs=1e-9)
     assert found.auc_low < found.auc < found.auc_high
+
+
+def test_the_patient_behind_a_picture_is_told_beside_it_alone(evaluated, circle):
+    out, found = evaluated
+    assert found.saliency == ("saliency-1.png", "saliency-2.png", "saliency-3.png")
+    rows = pd.read_parquet(out / "predictions.parquet").dropna(subset="picture")
+    assert sorted(rows["picture"]) == list(found.saliency)
+    assert set(rows["split"]) == {"test"}
+    told = (out / "evaluation.json").read_text() + (out / "model_card.md").read_text()
+    assert not [patient for patient in circle.table["patient_id"] if patient in told]
+
+
+def promoted(evaluated, circle, root):
+    """Promote what was evaluated, whatever it is worth; return the settings with its registry."""
+    version = root / "version"
+    version.mkdir()
+    (version / "version.json").write_text(json.dumps({"md5": "abc.dir", "size_bytes": 7, "num_files": 3}))
+    (circle.model / "train.json").write_text("{}")
+    place = test_settings(root, report_store=root / "reports.sqlite")
+    gate = PromoteParams(min_auc=0, max_ece=1, min_compared=10)
+    folders = (version, circle.ingest, circle.features, circle.model, evaluated[0], root / "promotion")
+    assert promote(*folders, gate, place).moved
+    return place
+
+
+def registry_text(place):
+    """Everything in every file of the registry, tables unpacked as well."""
+    files = sorted(path for path in Path(place.registry).rglob("*") if path.is_file())
+    assert {path.name for path in files} >= {"bundle.json", "evaluation.json", "champion.json"}
+    tables = [pd.read_parquet(path).to_csv() for path in files if path.suffix == ".parquet"]
+    return "\n".join([*(path.read_bytes().decode("latin-1") for path in files), *map(str, files), *tables])
+
+
+def test_no_patient_of_the_cohort_stands_in_the_registry(evaluated, circle, tmp_path):
+    published = registry_text(promoted(evaluated, circle, tmp_path))
+    assert not [patient for patient in circle.table["patient_id"] if patient in published]
+
+
+def test_a_forgotten_patient_leaves_no_trace_in_the_registry(evaluated, circle, tmp_path):
+    place = promoted(evaluated, circle, tmp_path)
+    drawn = pd.read_parquet(evaluated[0] / "predictions.parquet").dropna(subset="picture")["patient_id"]
+    table = circle.table
+    for patient in (*drawn, table.loc[table["split"] == "validation", "patient_id"].iloc[0]):
+        name = pseudonym(patient, place.pseudonym_key.get_secret_value())
+        assert name in registry_text(place)
+        assert forget(patient, place).num_bundles == 1
+        left = registry_text(place)
+        assert name not in left
+        assert patient not in left
+    assert Registry.open(place).fetch("champion").manifest.amendments
 
 
 def test_predictions_hold_no_training_patient(evaluated):

@@ -4,7 +4,7 @@ The only step that reads the test split's outcomes, and the only one that reads 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -132,11 +132,11 @@ def _evaluate(
     ingested = Ingested.read(ingest)
     pictures = _draw_saliency(judged, ingested.spacing_mm, out)
     evaluation = _result(
-        judged, rivals, ceiling, reason, pictures, source_of(cohort), ingested.outcome, params
+        judged, rivals, ceiling, reason, tuple(pictures), source_of(cohort), ingested.outcome, params
     )
     progress.say("pictures")
     _draw(judged, rivals, truth, evaluation, out)
-    _write_predictions(judged, out / "predictions.parquet")
+    _write_predictions(judged, pictures, out / "predictions.parquet")
     (out / "calibration.json").write_text(judged.predictor.calibration.model_dump_json(indent=2) + "\n")
     return evaluation
 
@@ -272,20 +272,21 @@ def _draw(judged: _Judged, rivals: Rivals, truth: Truth | None, evaluation: Eval
     plots.draw_attribution(out / "attribution.png", values, shares)
 
 
-def _draw_saliency(judged: _Judged, spacing_mm: tuple[float, float, float], out: Path) -> tuple[str, ...]:
-    names = []
+def _draw_saliency(judged: _Judged, spacing_mm: tuple[float, float, float], out: Path) -> dict[str, str]:
+    """Draw the examples; return picture -> patient. Names of pictures are published, so they name nobody."""
+    drawn: dict[str, str] = {}
     cases, comparison = judged.test.cases, judged.comparison
     for index, reason in choose_examples(cases, comparison.outcome, comparison.headline):
         case = cases[index]
         found = "poor" if comparison.outcome[index] == 1 else "good"
         title = f"{case.case_id}: {reason}; predicted {comparison.headline[index]:.2f}, outcome {found}"
-        name = f"saliency-{case.case_id}.png"
+        name = f"saliency-{len(drawn) + 1}.png"
         plots.draw_saliency(out / name, saliency_view(judged.predictor, case, spacing_mm, title))
-        names.append(name)
-    return tuple(names)
+        drawn[name] = case.case_id
+    return drawn
 
 
-def _write_predictions(judged: _Judged, path: Path) -> None:
+def _write_predictions(judged: _Judged, pictures: Mapping[str, str], path: Path) -> None:
     """One row per patient of the three splits that were asked about, outcome known or not."""
     import pandas as pd
 
@@ -294,7 +295,9 @@ def _write_predictions(judged: _Judged, path: Path) -> None:
         for part in judged.asked
         if part.patients.cases
     ]
-    pd.concat(parts, ignore_index=True).to_parquet(path, index=False)
+    rows = pd.concat(parts, ignore_index=True)
+    rows["picture"] = rows["patient_id"].map({patient: name for name, patient in pictures.items()})
+    rows.to_parquet(path, index=False)
 
 
 def _prediction_rows(patients: Patients, predictions: Sequence[Prediction]) -> "pd.DataFrame":
