@@ -1,4 +1,7 @@
-"""Run the compiled training pipeline on this machine with KFP's local runner and its cache."""
+"""Run the compiled training pipeline on this machine with KFP's local runner and its cache.
+
+What each step had read is recorded the moment it ends, so that a run that is killed forgets nothing.
+"""
 
 import contextlib
 import logging
@@ -41,6 +44,7 @@ class _Watch(logging.Filter):
     """Reads the local runner's own log records; it offers no other sign of progress."""
 
     on_step: Callable[[str, str], None]
+    on_done: Callable[[str, float | None], None]
     started: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     cached: set[str] = field(default_factory=set)
@@ -50,14 +54,16 @@ class _Watch(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         message = ANSI.sub("", record.getMessage())
         if match := STARTED.match(message):
-            self.started[match[1]] = time.monotonic()
             self.on_step(match[1], "running")
+            self.started[match[1]] = time.monotonic()
         elif match := CACHED.match(message):
             self.cached.add(match[1])
+            self.on_done(match[1], None)
             self.on_step(match[1], "cached")
         elif match := FINISHED.match(message):
             if match[2] == "SUCCESS":
                 self.seconds[match[1]] = time.monotonic() - self.started[match[1]]
+                self.on_done(match[1], self.seconds[match[1]])
             self.on_step(match[1], match[2].lower())
         return True
 
@@ -71,7 +77,8 @@ def run_training(
         cohort: canonical BIDS cohort.
         params: one section per step.
         run: folder for the outputs, the cache and the log of this and earlier runs.
-        on_step: told of each step's name and state (running, cached, success, failure).
+        on_step: told of each step's name and state (running, cached, success, failure); `running` comes
+            before the step's process, so what the step needs may be started then.
 
     Returns:
         Step name -> how it went.
@@ -84,7 +91,7 @@ def run_training(
     compiler.Compiler().compile(graph(params, with_deploy=False, cluster=False), str(package))
     pipeline = components.load_component_from_file(str(package))
     digest = cohort_digest(cohort)
-    watch = _Watch(on_step)
+    watch = _Watch(on_step, lambda step, seconds: record_step(run, step, params, digest, seconds))
     local.init(
         local.SubprocessRunner(use_venv=False),
         pipeline_root=str(run / "outputs"),
@@ -104,8 +111,6 @@ def run_training(
     finally:
         root.removeFilter(watch)
         root.setLevel(level)
-        for step, seconds in watch.seconds.items():
-            record_step(run, step, params, digest, seconds)
     return {
         step: StepRun(
             seconds=watch.seconds.get(step) or last_seconds(run, step) or 0.0,

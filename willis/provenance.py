@@ -31,14 +31,14 @@ RECORD = "steps.json"
 
 
 class StepRecord(BaseModel):
-    """What a step had read when it last finished."""
+    """What a step had read when it last finished; `seconds` is None where nobody saw it run."""
 
     model_config = ConfigDict(frozen=True)
 
     params: dict[str, Any]
     code: dict[str, str]
     cohort_digest: str | None
-    seconds: float
+    seconds: float | None
 
 
 class Reasons(BaseModel):
@@ -89,12 +89,25 @@ def cohort_digest(cohort: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def record_step(run: Path, step: str, params: Params, cohort: str | None, seconds: float) -> None:
-    """Remember what a finished step had read, for `why`."""
+def record_step(run: Path, step: str, params: Params, cohort: str | None, seconds: float | None) -> None:
+    """Remember what a finished step had read, for `why`.
+
+    Args:
+        run: folder of the local runs.
+        step: a name of `GRAPH`.
+        params: the parameters that it ran with.
+        cohort: digest of the cohort.
+        seconds: how long it took; None where its output came from the cache, which leaves a record of the
+            same inputs as it is.
+    """
     records = _records(run)
-    records[step] = StepRecord(
+    found = StepRecord(
         params=_section(step, params), code=code_digests(step), cohort_digest=cohort, seconds=seconds
     )
+    before = records.get(step)
+    if seconds is None and before and before.model_copy(update={"seconds": None}) == found:
+        return
+    records[step] = found
     text = json.dumps({name: item.model_dump(mode="json") for name, item in records.items()}, indent=1)
     run.mkdir(parents=True, exist_ok=True)
     scratch = run / f"{RECORD}.tmp"

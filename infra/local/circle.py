@@ -19,7 +19,7 @@ from infra.local.summary import Summary, summarise
 from pipelines.local import StepRun, prune, run_monitoring, run_training
 from willis.errors import StepError
 from willis.monitoring.results import MonitorSummary
-from willis.provenance import GRAPH, code_digest, module_digests, why
+from willis.provenance import GRAPH, code_digest, module_digests
 
 if TYPE_CHECKING:
     from infra.local.demo import Journal
@@ -94,14 +94,15 @@ def _ray_when_asked(root: Path) -> Iterator[_Ray]:
 def _pipeline(source: Source, root: Path, journal: "Journal", ray: _Ray) -> dict[str, StepRun]:
     from infra.local.demo import console
 
-    run = root / "pipeline"
-    if not why("train", source.params, run, source.cohort).done:
-        with console.status("starting Ray ..."):
-            ray.ensure()
     with console.status("pipeline ...") as status:
-        steps = run_training(
-            source.cohort, source.params, run, lambda step, state: status.update(f"{step}: {state} ...")
-        )
+
+        def follow(step: str, state: str) -> None:
+            if (step, state) == ("train", "running"):
+                status.update("starting Ray ...")
+                ray.ensure()
+            status.update(f"{step}: {state} ...")
+
+        steps = run_training(source.cohort, source.params, root / "pipeline", follow)
     for name in GRAPH:
         journal.add(name, steps[name].seconds, steps[name].cached)
     return steps

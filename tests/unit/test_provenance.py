@@ -66,3 +66,15 @@ def test_the_code_behind_training_holds_the_network_and_not_the_monitor() -> Non
 def test_the_seconds_of_the_last_run_are_kept(finished: Path) -> None:
     assert last_seconds(finished, "train") == 1.5
     assert last_seconds(finished, "deploy") is None
+
+
+def test_a_step_from_the_cache_keeps_the_record_of_the_run_that_made_it(finished: Path) -> None:
+    record_step(finished, "train", Params(), "cohort-1", None)
+    assert last_seconds(finished, "train") == 1.5
+
+
+def test_a_step_from_the_cache_of_other_inputs_replaces_the_record(finished: Path) -> None:
+    earlier = parse_section(Params, {"train": {"epochs": 3}}, "test")
+    record_step(finished, "train", earlier, "cohort-1", None)
+    assert why("train", earlier, finished).done
+    assert last_seconds(finished, "train") is None
