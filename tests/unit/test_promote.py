@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 
 from tests.fixtures.arrays import SEQUENCES, SHAPE, TinyCohort
+from tests.networks import network_with_opinions
 from willis.errors import InputError, StepError, StoreError
 from willis.inference import Predictor, cases_from
 from willis.models.decision import Calibration
-from willis.models.network import NetworkConfig, TrimodalNetwork
+from willis.models.network import NetworkConfig
 from willis.models.table import FeatureColumn
 from willis.params import PromoteParams
 from willis.pseudonym import pseudonym
@@ -63,9 +64,10 @@ def write_model(folder: Path, seed: int, sequences: tuple[str, ...] = SEQUENCES)
         width=16,
         contrast_width=8,
     )
-    save_file(TrimodalNetwork(config).state_dict(), folder / "model.safetensors")
+    save_file(network_with_opinions(config).state_dict(), folder / "model.safetensors")
     (folder / "contract.json").write_text(config.model_dump_json())
-    (folder / "train.json").write_text('{"num_workers": 2, "epochs": 3}')
+    trained = {"num_workers": 2, "epochs": 3, "git_revision": "f" * 40, "git_dirty": True}
+    (folder / "train.json").write_text(json.dumps(trained))
     return folder
 
 
@@ -89,7 +91,7 @@ def made(tiny_ingest: TinyCohort, tmp_path: Path) -> Made:
     """A candidate that ranks its test patients perfectly; who is poor follows its own network."""
     version = tmp_path / "version"
     version.mkdir()
-    stated = {"md5": "abc.dir", "size_bytes": 7, "num_files": 3, "git_revision": "f" * 40, "git_dirty": True}
+    stated = {"md5": "abc.dir", "size_bytes": 7, "num_files": 3, "git_revision": "0" * 40, "git_dirty": False}
     (version / "version.json").write_text(json.dumps(stated | {"remote": "here", "pushed": True}))
     model = write_model(tmp_path / "model", seed=0)
     p = probabilities(model, tiny_ingest.ingest, tiny_ingest.features)
@@ -131,7 +133,7 @@ def test_the_first_candidate_that_holds_the_gate_becomes_champion(made: Made) ->
 def test_a_bundle_says_where_it_came_from(made: Made) -> None:
     lineage = made.registry.fetch(made.promote().version).manifest.lineage
     assert (lineage.cohort_md5, lineage.git_revision, lineage.git_dirty) == ("abc.dir", "f" * 40, True)
-    assert json.loads(lineage.training)["epochs"] == 3
+    assert json.loads(lineage.training) == {"num_workers": 2, "epochs": 3}
 
 
 def test_a_bundle_predicts_as_the_model_it_was_made_from(made: Made) -> None:

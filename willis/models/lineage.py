@@ -22,8 +22,6 @@ class _Cohort(BaseModel):
     md5: str
     size_bytes: int
     num_files: int
-    git_revision: str | None = None
-    git_dirty: bool | None = None
     remote: str | None = None
 
 
@@ -40,6 +38,16 @@ class _Features(BaseModel):
     report_prompt_hashes: Sequence[str] = ()
 
 
+class _Training(BaseModel):
+    """The part of train.json that has a place of its own in a bundle; the rest is kept as it is."""
+
+    model_config = ConfigDict(extra="allow")
+
+    git_revision: str | None = None
+    git_dirty: bool | None = None
+    seed: int | None = None
+
+
 class _Contract(BaseModel):
     """The part of contract.json that a bundle's manifest repeats."""
 
@@ -54,7 +62,7 @@ def read_lineage(version: Path, features: Path, model: Path, willis_version: str
     Args:
         version: output folder of `version`; version.json.
         features: output folder of `featurize`; features.json.
-        model: output folder of `train`; train.json.
+        model: output folder of `train`; train.json, which knows the code that trained.
         willis_version: of the library that promotes.
 
     Raises:
@@ -62,22 +70,23 @@ def read_lineage(version: Path, features: Path, model: Path, willis_version: str
     """
     cohort = _read(version / "version.json", _Cohort)
     table = _read(features / "features.json", _Features)
-    training = json.loads(_text(model / "train.json"))
+    training = _read(model / "train.json", _Training)
+    told = training.model_dump(mode="json", exclude={"git_revision", "git_dirty"}, exclude_unset=True)
     return Lineage(
         cohort_md5=cohort.md5,
         cohort_size_bytes=cohort.size_bytes,
         cohort_num_files=cohort.num_files,
         cohort_remote=cohort.remote,
-        git_revision=cohort.git_revision,
-        git_dirty=cohort.git_dirty,
+        git_revision=training.git_revision,
+        git_dirty=training.git_dirty,
         report_writer=", ".join(table.report_writers) or None,
         report_model=", ".join(table.report_models) or None,
         report_prompt_hashes=tuple(table.report_prompt_hashes),
         feature_service=table.feature_service,
         features_from=table.events_from,
         features_until=table.events_until,
-        training=json.dumps(training, sort_keys=True, separators=(",", ":")),
-        seed=training.get("seed"),
+        training=json.dumps(told, sort_keys=True, separators=(",", ":")),
+        seed=training.seed,
         willis_version=willis_version,
     )
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from willis.errors import StepError
 from willis.params import TrainParams
+from willis.revision import code_revision
 from willis.settings import Settings
 from willis.training.checkpoints import Checkpoints, TrainState
 from willis.training.dataset import fit_config, read_cases, read_table
@@ -17,6 +18,22 @@ from willis.training.distributed import FAILURE, PROGRESS, train_on_cluster, wri
 from willis.training.loop import Job, OnTick, Tick
 
 WEIGHTS, CONTRACT, METRICS, SUMMARY = "model.safetensors", "contract.json", "metrics.jsonl", "train.json"
+CODE = "code.json"
+
+
+class TrainingCode(BaseModel):
+    """Which code trained; code.json, written before the first step of a run.
+
+    Attributes:
+        git_revision: commit of the code; None outside of a git checkout.
+        git_dirty: True where that commit alone does not say what ran: the checkout differed from it, or the
+            run had begun under another one. None without a commit.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    git_revision: str | None = None
+    git_dirty: bool | None = None
 
 
 class TrainSummary(BaseModel):
@@ -26,6 +43,8 @@ class TrainSummary(BaseModel):
         best_val_auc: of the epoch whose weights are kept; None when validation holds one class.
         seconds_per_patient_step: wall time of one patient in one optimisation step, over all workers.
         data_wait_share: share of training time that rank 0 waited for batches.
+        git_revision: commit of the code that trained; None outside of a git checkout.
+        git_dirty: True where that commit alone does not say what ran (`TrainingCode`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +61,8 @@ class TrainSummary(BaseModel):
     data_wait_share: float
     seed: int
     params: TrainParams
+    git_revision: str | None = None
+    git_dirty: bool | None = None
 
 
 def train(ingest: Path, features: Path, out: Path, params: TrainParams, settings: Settings) -> TrainSummary:
@@ -50,7 +71,7 @@ def train(ingest: Path, features: Path, out: Path, params: TrainParams, settings
     Args:
         ingest: output of `ingest`, for the volumes.
         features: output of `featurize`, for everything else.
-        out: model.safetensors, contract.json, metrics.jsonl, train.json and checkpoints/ go here.
+        out: model.safetensors, contract.json, metrics.jsonl, train.json, code.json and checkpoints/ go here.
         params: section `train` of params.yaml.
         settings: which Ray cluster.
 
@@ -68,6 +89,7 @@ def train(ingest: Path, features: Path, out: Path, params: TrainParams, settings
     job.checkpoints.clear_foreign()
     state = job.checkpoints.newest()
     if state is None or not state.finished:
+        write_whole(out / CODE, _code(out, resumed=state is not None).model_dump_json() + "\n")
         with _progress_bar() as on_tick:
             train_on_cluster(job, out, settings.ray_address, on_tick)
         state = job.checkpoints.newest()
@@ -91,6 +113,20 @@ def make_job(ingest: Path, features: Path, out: Path, params: TrainParams) -> Jo
     return Job(cases, config, params, Checkpoints(out / "checkpoints", fingerprint))
 
 
+def _code(out: Path, *, resumed: bool) -> TrainingCode:
+    revision, dirty = code_revision()
+    if revision is None:
+        return TrainingCode()
+    began = _recorded_code(out)
+    other = resumed and (began.git_revision != revision or bool(began.git_dirty))
+    return TrainingCode(git_revision=revision, git_dirty=dirty or other)
+
+
+def _recorded_code(out: Path) -> TrainingCode:
+    path = out / CODE
+    return TrainingCode.model_validate_json(path.read_text()) if path.is_file() else TrainingCode()
+
+
 def _write(job: Job, state: TrainState, out: Path) -> TrainSummary:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -107,7 +143,7 @@ def _write(job: Job, state: TrainState, out: Path) -> TrainSummary:
     partial.replace(out / WEIGHTS)
     write_whole(out / CONTRACT, job.config.model_dump_json(indent=2) + "\n")
     write_whole(out / METRICS, "".join(f"{record.model_dump_json()}\n" for record in state.history))
-    summary = _summary(job, state)
+    summary = _summary(job, state, _recorded_code(out))
     write_whole(out / SUMMARY, summary.model_dump_json(indent=2) + "\n")
     for name in (PROGRESS, FAILURE):
         (out / name).unlink(missing_ok=True)
@@ -115,7 +151,7 @@ def _write(job: Job, state: TrainState, out: Path) -> TrainSummary:
     return summary
 
 
-def _summary(job: Job, state: TrainState) -> TrainSummary:
+def _summary(job: Job, state: TrainState, code: TrainingCode) -> TrainSummary:
     from willis.models.network import TrimodalNetwork
 
     best = state.history[state.best_epoch]
@@ -135,6 +171,8 @@ def _summary(job: Job, state: TrainState) -> TrainSummary:
         prevalence=job.config.prevalence,
         seconds_per_patient_step=sum(seconds) / patients,
         data_wait_share=waited / sum(seconds),
+        git_revision=code.git_revision,
+        git_dirty=code.git_dirty,
     )
 
 

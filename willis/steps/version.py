@@ -1,12 +1,11 @@
 """Step `version`: give the cohort a version under DVC, on the remote, proved; and forget a patient in it."""
 
-import subprocess
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-import willis
 from willis.params import VersionParams
+from willis.revision import code_revision
 from willis.settings import Settings
 
 
@@ -72,23 +71,6 @@ def version(cohort: Path, out: Path, params: VersionParams, settings: Settings) 
     part.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
     part.replace(out / "version.json")
     return record
-
-
-def code_revision() -> tuple[str | None, bool]:
-    """The commit of the running code and whether its checkout differs from it; (None, False) without git."""
-    root = Path(willis.__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return None, False
-    try:
-        revision = _git(root, "rev-parse", "HEAD")
-        return revision, bool(_git(root, "status", "--porcelain"))
-    except (OSError, subprocess.SubprocessError):
-        return None, False
-
-
-def _git(root: Path, *words: str) -> str:
-    command = ["git", "--no-optional-locks", "-C", str(root), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
 
 
 def forget_patient(cohort: Path, patient_id: str, params: VersionParams, settings: Settings) -> Erasure:
