@@ -78,6 +78,81 @@ def test_the_patients_right_is_drawn_at_the_left(tmp_path):
     assert outline.mean() < inside.shape[1] / 2
 
 
+def test_a_lesion_alone_is_drawn_over_the_template_brain(lesion_predictor):
+    view = saliency_view(lesion_predictor, a_case(), (16.0, 20.0, 24.0), "sub-1")
+    assert "template brain" in view.caption()
+    assert view.background.shape == SHAPE
+    assert view.background[SHAPE[0] // 2, SHAPE[1] // 2, SHAPE[2] // 2] > 0
+    assert view.background[0, 0, 0] == 0
+
+
+def test_planes_are_turned_to_the_sides_of_the_slices(tmp_path):
+    """A plane that is bright towards the patient's right only: the axial and the coronal one turn it left."""
+    background = np.zeros((20, 20, 8), np.float32)
+    planes = np.full((3, 96, 96), 1, np.uint8)
+    planes[:, :, 48:] = 200
+    view = plots.SaliencyView("x", background, background, None, (2.0, 2.0, 4.0), planes)
+    plots.draw_saliency(tmp_path / "p.png", view)
+    with Image.open(tmp_path / "p.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    bright = (np.abs(pixels - 200).sum(axis=2) < 12).any(axis=0)
+    width = pixels.shape[1]
+    halves = [
+        bright[round(width * k / 12) : round(width * (k + 1) / 12)].mean() > 0.5 for k in (1, 2, 5, 6, 9, 10)
+    ]
+    assert halves == [True, False, True, False, False, True]
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What each picture that is saved takes up, and how large it is, both in inches."""
+    found, save = [], plots._save
+
+    def watched(figure, path, description):
+        save(figure, path, description)
+        taken = figure.get_tightbbox(figure.canvas.get_renderer())
+        found.append((tuple(taken.extents), tuple(figure.get_size_inches())))
+
+    monkeypatch.setattr(plots, "_save", watched)
+    return found
+
+
+LONG = "boosting on table, facts and the embedding of the report, after Soenksen and others (HAIM)"
+
+
+@pytest.mark.parametrize("num_rivals", range(6))
+@pytest.mark.parametrize("name", ["ASTRAL", LONG])
+def test_no_text_of_the_roc_picture_leaves_it(drawn, tmp_path, num_rivals, name):
+    generator = np.random.default_rng(0)
+    outcome = (generator.random(60) < 0.5).astype(float)
+    rivals = {f"{name} {k}": outcome + generator.normal(0, 1, 60) for k in range(num_rivals)}
+    plots.draw_roc(tmp_path / "roc.png", outcome, outcome + generator.normal(0, 1, 60), rivals, outcome * 0.5)
+    (left, low, right, high), (width, height) = drawn[0]
+    assert min(left, low) >= 0
+    assert right <= width
+    assert high <= height
+    assert right - left > 0.75 * width
+
+
+def test_no_text_of_a_saliency_picture_leaves_it(drawn, lesion_predictor, tmp_path):
+    title = f"{'sub-' + 'x' * 64}: clearest poor outcome; predicted 0.90, outcome poor"
+    for planes in (None, a_case().planes):
+        view = saliency_view(lesion_predictor, a_case(planes=planes), (2.0, 2.0, 4.0), title)
+        plots.draw_saliency(tmp_path / "s.png", view)
+    for (left, low, right, high), (width, height) in drawn:
+        assert min(left, low) >= 0
+        assert right <= width
+        assert high <= height
+
+
+def test_a_picture_says_in_words_what_it_shows_and_names_no_patient(lesion_predictor, tmp_path):
+    view = saliency_view(lesion_predictor, a_case(), (2.0, 2.0, 4.0), "sub-1: largest error")
+    plots.draw_saliency(tmp_path / "s.png", view)
+    with Image.open(tmp_path / "s.png") as picture:
+        assert "template brain (ICBM152); outline: lesion" in picture.info["Description"]
+        assert "sub-1" not in picture.info["Description"]
+
+
 def test_examples_are_three_different_patients_with_a_volume():
     cases = [a_case(str(k)) for k in range(5)] + [a_case("none", volume=None)]
     outcome = np.array([1, 1, 0, 0, 1, 1.0])
