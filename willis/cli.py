@@ -14,11 +14,11 @@ from rich.markup import escape
 
 from willis.errors import WillisError
 from willis.outputs import NO_SPACE
+from willis.pipeline_commands import pipeline_app
 from willis.settings import settings
+from willis.summaries import show as _show
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
     from willis.params import Params
 
 app = typer.Typer(
@@ -29,7 +29,6 @@ app = typer.Typer(
 )
 cohort_app = typer.Typer(help="Make, import and look at cohorts.", no_args_is_help=True)
 import_app = typer.Typer(help="Bring patients in as a canonical BIDS cohort.", no_args_is_help=True)
-pipeline_app = typer.Typer(help="Compile-time keys and submission of KFP pipelines.", no_args_is_help=True)
 cohort_app.add_typer(import_app, name="import")
 app.add_typer(cohort_app, name="cohort")
 app.add_typer(pipeline_app, name="pipeline")
@@ -62,15 +61,6 @@ def _params(path: Path) -> "Params":
     from willis.params import load_params
 
     return load_params(path)
-
-
-def _show(summary: "BaseModel", as_json: bool) -> None:
-    if as_json:
-        typer.echo(summary.model_dump_json(indent=2))
-        return
-    from willis.summaries import as_table
-
-    Console().print(as_table(summary))
 
 
 @cohort_app.command("synthesise")
@@ -370,30 +360,3 @@ def forget(
     from willis.forget import forget as erase
 
     _show(erase(patient, settings(), cohort=cohort), as_json)
-
-
-@pipeline_app.command("why")
-def pipeline_why(
-    step: str,
-    params: ParamsFile = DEFAULT_PARAMS,
-    run: Annotated[Path, typer.Option(help="Folder of the local runs.")] = Path("build/demo/pipeline"),
-    as_json: AsJson = False,
-) -> None:
-    """Say why a step would run again, or why it is recognised as done."""
-    from willis.provenance import why
-
-    _show(why(step, _params(params), run), as_json)
-
-
-@pipeline_app.command("submit")
-def pipeline_submit(
-    package: Annotated[Path, typer.Argument(help="YAML from `python -m pipelines.training --out FILE`.")],
-    host: Annotated[str, typer.Option(help="KFP host, https unless it is loopback.")],
-    cohort: Annotated[str, typer.Option(help="Cohort as the cluster sees it.")],
-    experiment: Annotated[str, typer.Option()] = "willis",
-    as_json: AsJson = False,
-) -> None:
-    """Submit a compiled pipeline to a KFP host."""
-    from willis.submission import submit
-
-    _show(submit(package, host, cohort, experiment), as_json)

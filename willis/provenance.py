@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from willis.errors import ParamsError
-from willis.params import Params
+from willis.params import Params, load_params, parse_section
 
 GRAPH: dict[str, tuple[str, ...]] = {
     "version": (),
@@ -27,7 +27,9 @@ GRAPH: dict[str, tuple[str, ...]] = {
 }
 """Which step reads which; the contract tests hold the KFP and the DVC graph against it."""
 
-RECORD = "steps.json"
+RECORD, INPUTS = "steps.json", "run.json"
+DEFAULT_PARAMS = Path("params.yaml")
+Sections = dict[str, dict[str, Any]]
 
 
 class StepRecord(BaseModel):
@@ -39,6 +41,26 @@ class StepRecord(BaseModel):
     code: dict[str, str]
     cohort_digest: str | None
     seconds: float | None
+
+
+class RunInputs(BaseModel):
+    """What the last local run was started with; run.json in its folder.
+
+    Attributes:
+        params_file: the file that its parameters came from.
+        written: the parameters as they stood there.
+        used: the same, adapted to what the source of the patients has.
+        cohort: the cohort that it read.
+        synthesised: the cohort is made from the section `cohort`, and made again when that changes.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    params_file: Path
+    written: Sections
+    used: Sections
+    cohort: Path
+    synthesised: bool
 
 
 class Reasons(BaseModel):
@@ -109,16 +131,37 @@ def record_step(run: Path, step: str, params: Params, cohort: str | None, second
         return
     records[step] = found
     text = json.dumps({name: item.model_dump(mode="json") for name, item in records.items()}, indent=1)
-    run.mkdir(parents=True, exist_ok=True)
-    scratch = run / f"{RECORD}.tmp"
-    scratch.write_text(text)
-    scratch.replace(run / RECORD)
+    _write_whole(run / RECORD, text)
+
+
+def record_inputs(run: Path, inputs: RunInputs) -> None:
+    """Remember what a run is started with, for `explain`."""
+    _write_whole(run / INPUTS, inputs.model_dump_json(indent=1))
 
 
 def last_seconds(run: Path, step: str) -> float | None:
     """How long a step took when it last ran, None if it never did."""
     record = _records(run).get(step)
     return record.seconds if record else None
+
+
+def explain(step: str, run: Path, params_file: Path | None = None, cohort: Path | None = None) -> Reasons:
+    """Say why the next run would run a step again.
+
+    Args:
+        step: a name of `GRAPH`.
+        run: folder of the local runs.
+        params_file: the parameters to compare with; None means the file that the last run read.
+        cohort: the cohort to compare with; None means the one that the last run read.
+
+    Raises:
+        ParamsError: no such step, or the parameters cannot be read.
+    """
+    inputs = _inputs(run)
+    if inputs is None:
+        return why(step, load_params(params_file or DEFAULT_PARAMS), run, cohort)
+    params = _adapted(load_params(params_file or inputs.params_file), inputs)
+    return why(step, params, run, cohort or inputs.cohort)
 
 
 def why(step: str, params: Params, run: Path, cohort: Path | None = None) -> Reasons:
@@ -142,12 +185,31 @@ def why(step: str, params: Params, run: Path, cohort: Path | None = None) -> Rea
         *_changed("params." + step, record.params, _section(step, params)),
         *_changed("code", record.code, code_digests(step)),
     ]
-    if step == "version" and cohort is not None and cohort_digest(cohort) != record.cohort_digest:
-        reasons.append(f"the files of {cohort} changed")
+    if step == "version":
+        reasons += _changes_of_cohort(params, run, cohort, record)
     for upstream in GRAPH[step]:
         if not why(upstream, params, run, cohort).done:
             reasons.append(f"{upstream} would run again")
     return Reasons(step=step, done=not reasons, reasons=tuple(reasons))
+
+
+def _changes_of_cohort(params: Params, run: Path, cohort: Path | None, record: StepRecord) -> list[str]:
+    inputs = _inputs(run)
+    made = inputs is not None and inputs.synthesised
+    before = inputs.used.get("cohort", {}) if inputs and made else _section("cohort", params)
+    reasons = _changed("params.cohort", before, _section("cohort", params))
+    if cohort is not None and cohort_digest(cohort) != record.cohort_digest:
+        reasons.append(f"the files of {cohort} changed")
+    return reasons
+
+
+def _adapted(params: Params, inputs: RunInputs) -> Params:
+    """Adapt parameters as the run did: what stands in the file as before counts as it was used."""
+    now: Sections = params.model_dump(mode="json")
+    for name, section in now.items():
+        written, used = inputs.written.get(name, {}), inputs.used.get(name, {})
+        section.update({k: used[k] for k, value in section.items() if k in used and written.get(k) == value})
+    return parse_section(Params, now, f"{inputs.params_file}, adapted as in {INPUTS}")
 
 
 def _changed(place: str, before: dict[str, Any], after: dict[str, Any]) -> list[str]:
@@ -158,6 +220,18 @@ def _changed(place: str, before: dict[str, Any], after: dict[str, Any]) -> list[
 def _section(step: str, params: Params) -> dict[str, Any]:
     section: dict[str, Any] = getattr(params, step).model_dump(mode="json")
     return section
+
+
+def _inputs(run: Path) -> RunInputs | None:
+    path = run / INPUTS
+    return RunInputs.model_validate_json(path.read_text()) if path.is_file() else None
+
+
+def _write_whole(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f"{path.name}.tmp")
+    scratch.write_text(text)
+    scratch.replace(path)
 
 
 def _records(run: Path) -> dict[str, StepRecord]:

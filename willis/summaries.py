@@ -4,12 +4,21 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
+from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
     from willis.casework import CasePrediction
 
 MAX_ITEMS = 8
+
+
+def show(summary: BaseModel, as_json: bool) -> None:
+    """Print one summary, for people or for machines."""
+    if as_json:
+        print(summary.model_dump_json(indent=2))
+    else:
+        Console().print(as_table(summary))
 
 
 def as_table(summary: BaseModel) -> Table:

@@ -125,12 +125,20 @@ def _run(root: Path, arguments: argparse.Namespace, meter: Meter) -> None:
     from infra.local.circle import run_circle
     from infra.local.source import source_of
     from willis.params import load_params
+    from willis.provenance import RunInputs, record_inputs
     from willis.settings import settings
 
     require_free(int(settings().serve_bind.rpartition(":")[2]), "WILLIS_SERVE_BIND")
-    source = source_of(
-        arguments.data, root, load_params(arguments.params), arguments.patients, arguments.stream_patients
+    params = load_params(arguments.params)
+    source = source_of(arguments.data, root, params, arguments.patients, arguments.stream_patients)
+    inputs = RunInputs(
+        params_file=arguments.params.resolve(),
+        written=params.model_dump(mode="json"),
+        used=source.params.model_dump(mode="json"),
+        cohort=source.cohort,
+        synthesised=arguments.data == "synthetic",
     )
+    record_inputs(root / "pipeline", inputs)
     console.print(f"[bold]Willis[/] on {source.title}. For research, not for diagnosis.\n")
     summary = run_circle(source, root, Journal(), meter)
     summary.show(console)

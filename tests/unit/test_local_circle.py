@@ -1,16 +1,17 @@
-"""The stages of the demo: Ray is started for training, and for nothing before it."""
+"""The stages of the demo: Ray is started for training alone, and `why` knows what the source had adapted."""
 
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from infra.local import circle
+from infra.local import circle, demo
 from infra.local.demo import Journal
-from infra.local.source import source_of
+from infra.local.source import Source, source_of
 from pipelines.local import StepRun
 from willis.params import Params
-from willis.provenance import GRAPH
+from willis.provenance import GRAPH, cohort_digest, explain, record_step
 
 
 class _Counted:
@@ -43,3 +44,30 @@ def test_training_starts_ray_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_steps_from_the_cache_start_no_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert _asked_when("cached", tmp_path, monkeypatch) == 0
+
+
+class _StopError(Exception):
+    """Raised in the place of the first stage."""
+
+
+def test_why_finds_no_difference_in_what_the_demo_itself_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: Path
+) -> None:
+    started: list[Source] = []
+
+    def stop(source: Source, *_: object) -> None:
+        started.append(source)
+        raise _StopError
+
+    monkeypatch.setattr(circle, "run_circle", stop)
+    monkeypatch.setattr(demo, "require_free", lambda *_: None)
+    (tmp_path / "soop").mkdir()
+    root, data = tmp_path / "demo", f"soop:{tmp_path / 'soop'}"
+    words = Namespace(data=data, params=repository / "params.yaml", patients=None, stream_patients=80)
+    with pytest.raises(_StopError):
+        demo._run(root, words, meter=None)  # type: ignore[arg-type]
+    (source,) = started
+    assert source.params.ingest.sequences == ("lesion",)
+    for step in ("version", "ingest"):
+        record_step(root / "pipeline", step, source.params, cohort_digest(source.cohort), 1.0)
+    assert explain("ingest", root / "pipeline").done

@@ -6,7 +6,17 @@ import pytest
 
 from willis.errors import ParamsError
 from willis.params import Params, parse_section
-from willis.provenance import GRAPH, code_digests, cohort_digest, last_seconds, record_step, why
+from willis.provenance import (
+    GRAPH,
+    RunInputs,
+    code_digests,
+    cohort_digest,
+    explain,
+    last_seconds,
+    record_inputs,
+    record_step,
+    why,
+)
 
 
 @pytest.fixture
@@ -78,3 +88,70 @@ def test_a_step_from_the_cache_of_other_inputs_replaces_the_record(finished: Pat
     record_step(finished, "train", earlier, "cohort-1", None)
     assert why("train", earlier, finished).done
     assert last_seconds(finished, "train") is None
+
+
+@pytest.fixture
+def adapted(tmp_path: Path) -> Path:
+    """A finished run on a file that says 20 epochs; its source has lesions alone and a cohort of its own."""
+    written = {"train": {"epochs": 20}, "cohort": {"num_patients": 50}}
+    (tmp_path / "mine.yaml").write_text("train: {epochs: 20}\ncohort: {num_patients: 50}\n")
+    cohort = tmp_path / "cohort"
+    cohort.mkdir()
+    (cohort / "participants.tsv").write_text("participant_id\n")
+    used = parse_section(Params, written | {"ingest": {"sequences": ["lesion"], "planes": ["flair"]}}, "test")
+    run = tmp_path / "pipeline"
+    for step in GRAPH:
+        record_step(run, step, used, cohort_digest(cohort), 1.5)
+    inputs = RunInputs(
+        params_file=tmp_path / "mine.yaml",
+        written=parse_section(Params, written, "test").model_dump(mode="json"),
+        used=used.model_dump(mode="json"),
+        cohort=cohort,
+        synthesised=True,
+    )
+    record_inputs(run, inputs)
+    return run
+
+
+def test_what_the_source_adapted_is_no_reason(adapted: Path) -> None:
+    assert all(explain(step, adapted).done for step in GRAPH)
+
+
+def test_an_edit_of_the_file_that_the_run_read_is_a_reason(adapted: Path) -> None:
+    (adapted.parent / "mine.yaml").write_text("train: {epochs: 21}\ncohort: {num_patients: 50}\n")
+    assert explain("train", adapted).reasons == ("params.train.epochs: 20 -> 21",)
+    assert explain("featurize", adapted).done
+
+
+def test_an_edit_of_a_key_that_the_source_had_adapted_is_a_reason(adapted: Path) -> None:
+    text = "train: {epochs: 20}\ncohort: {num_patients: 50}\ningest: {sequences: [dwi]}\n"
+    (adapted.parent / "mine.yaml").write_text(text)
+    assert explain("ingest", adapted).reasons == ("params.ingest.sequences: ['lesion'] -> ['dwi']",)
+
+
+def test_another_file_of_parameters_may_be_asked_about(adapted: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text("train: {epochs: 5}\ncohort: {num_patients: 50}\n")
+    assert "params.train.epochs: 20 -> 5" in explain("train", adapted, other).reasons
+
+
+def test_a_change_in_the_cohort_of_the_run_is_a_reason(adapted: Path) -> None:
+    cohort = adapted.parent / "cohort"
+    (cohort / "participants.tsv").write_text("participant_id\nsub-1\n")
+    assert explain("version", adapted).reasons == (f"the files of {cohort} changed",)
+    assert "version would run again" in explain("ingest", adapted).reasons
+
+
+def test_another_cohort_may_be_asked_about(adapted: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("other")
+    assert explain("version", adapted, cohort=other).reasons == (f"the files of {other} changed",)
+
+
+def test_a_cohort_that_would_be_made_anew_is_a_reason(adapted: Path) -> None:
+    (adapted.parent / "mine.yaml").write_text("train: {epochs: 20}\ncohort: {num_patients: 60}\n")
+    assert explain("version", adapted).reasons == ("params.cohort.num_patients: 50 -> 60",)
+
+
+def test_without_a_recorded_run_the_file_that_is_named_is_read(finished: Path) -> None:
+    (finished / "params.yaml").write_text("train: {epochs: 3}\n")
+    assert not explain("train", finished, finished / "params.yaml").done
