@@ -12,6 +12,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from willis.errors import SettingsError
 
+DEMO_PSEUDONYM_KEY = "willis-demo-only"
+"""Known to everybody who reads this file."""
+
 
 class Settings(BaseSettings):
     """One field per environment variable: `WILLIS_` and the field's name in capitals."""
@@ -73,7 +76,10 @@ class Settings(BaseSettings):
         None, description="Comma-separated keys that callers may use; unset means loopback callers only."
     )
     pseudonym_key: SecretStr = Field(
-        SecretStr("willis-demo-only"), description="Key of the hash that replaces patient ids at intake."
+        SecretStr(DEMO_PSEUDONYM_KEY),
+        description="Key of the hash that replaces patient ids at intake, in the prediction log and in "
+        "bundles. The default is public, so that anybody could find patients by it: `deploy` refuses it "
+        "where the endpoint listens to other hosts.",
     )
     monitor_dir: Path = Field(Path("build/monitoring"), description="Evidently workspace and drift reports.")
     retention_days: int = Field(365, ge=1, description="Days that a prediction stays in the log.")

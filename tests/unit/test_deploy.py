@@ -14,7 +14,7 @@ from tests.served import SMALL, publish, small_bundle, test_settings
 from willis.errors import InputError, ParamsError, RayError, SettingsError
 from willis.params import DeployParams, IngestParams, ReportParams
 from willis.serve_dashboard import Dashboard
-from willis.settings import Settings
+from willis.settings import DEMO_PSEUDONYM_KEY, Settings
 from willis.steps.deploy import application_config, deploy, environment_of, secrets_of
 
 
@@ -79,6 +79,24 @@ def test_an_open_address_without_keys_is_refused(tmp_path: Path) -> None:
     settings = test_settings(tmp_path, serve_bind="0.0.0.0:8000")
     publish(small_bundle(tmp_path / "one"), settings)
     with pytest.raises(SettingsError, match="WILLIS_API_KEYS"):
+        deploy(None, DeployParams(), settings, SMALL, ReportParams())
+
+
+@pytest.mark.parametrize("bind", ["0.0.0.0:8000", "10.1.2.3:80"])
+def test_an_open_address_under_the_public_pseudonym_key_is_refused(tmp_path: Path, bind: str) -> None:
+    settings = test_settings(tmp_path, serve_bind=bind, api_keys="k", pseudonym_key=DEMO_PSEUDONYM_KEY)
+    publish(small_bundle(tmp_path / "one"), settings)
+    with pytest.raises(SettingsError, match=r"other hosts reach; set WILLIS_PSEUDONYM_KEY to a secret"):
+        deploy(None, DeployParams(), settings, SMALL, ReportParams())
+
+
+@pytest.mark.parametrize("bind", ["127.0.0.1:8000", "localhost:8000"])
+def test_the_public_pseudonym_key_may_serve_this_machine(tmp_path: Path, bind: str) -> None:
+    settings = test_settings(
+        tmp_path, serve_bind=bind, pseudonym_key=DEMO_PSEUDONYM_KEY, ray_dashboard_url="http://127.0.0.1:9"
+    )
+    publish(small_bundle(tmp_path / "one"), settings)
+    with pytest.raises(RayError, match="does not answer"):
         deploy(None, DeployParams(), settings, SMALL, ReportParams())
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from willis.errors import SettingsError, StudyError
+from willis.settings import DEMO_PSEUDONYM_KEY
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -56,7 +57,6 @@ _PHRASES = (
 _TITLES = ("mr", "mrs", "ms", "dr", "med", "prof", "phd", "jr", "sr")
 _WORD = re.compile(r"[^\W_]+(?:[.-][^\W_]+)*")
 _TEXT_KINDS = ("AE", "AS", "CS", "DA", "DT", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UR", "UT", "UN", "OB")
-_DEMO_KEY = "willis-demo-only"
 
 
 class Pseudonyms:
@@ -68,7 +68,7 @@ class Pseudonyms:
         Raises:
             SettingsError: the key is the published default or shorter than 16 characters.
         """
-        if key == _DEMO_KEY or len(key) < 16:
+        if key == DEMO_PSEUDONYM_KEY or len(key) < 16:
             raise SettingsError(
                 "WILLIS_PSEUDONYM_KEY is unset or shorter than 16 characters; whoever knows it can tell "
                 "patients from their pseudonyms: set a random one (`openssl rand -hex 32`) and keep it"

@@ -12,7 +12,7 @@ from sqlalchemy.engine import make_url
 from willis.errors import ParamsError, RayError, SettingsError
 from willis.params import DeployParams, IngestParams, ReportParams
 from willis.serve_dashboard import Application, Dashboard
-from willis.settings import Settings
+from willis.settings import DEMO_PSEUDONYM_KEY, Settings
 from willis.stores.registry import Registry
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ _OF_THE_CALLER = (
     "ray_address", "ray_dashboard_url", "ray_auth_token", "endpoint_url", "serve_bind", "dvc_remote",
     "data_dir",
 )  # fmt: skip
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _POLL_S = 0.5
 
 
@@ -63,8 +64,8 @@ def deploy(
     Raises:
         InputError: the registry holds no such alias.
         ParamsError: the bundle was trained on other sequences.
-        SettingsError: the endpoint would be open to other hosts without API keys, or the bundle's facts need
-            another atlas.
+        SettingsError: the endpoint would be open to other hosts without API keys or under the public
+            pseudonym key, or the bundle's facts need another atlas.
         RayError: Ray does not answer, the application does not come up, or another version answers; the
             message ends with the replica's log.
     """
@@ -180,11 +181,17 @@ def _check_facts(bundle: "Bundle", settings: Settings) -> None:
 
 
 def _check_open(settings: Settings) -> None:
-    host = settings.serve_bind.rpartition(":")[0]
-    if host not in ("127.0.0.1", "localhost", "::1") and settings.api_keys is None:
+    if settings.serve_bind.rpartition(":")[0] in _LOOPBACK:
+        return
+    lacking = []
+    if settings.api_keys is None:
+        lacking.append("set WILLIS_API_KEYS")
+    if settings.pseudonym_key.get_secret_value() == DEMO_PSEUDONYM_KEY:
+        lacking.append("set WILLIS_PSEUDONYM_KEY to a secret (it is the public default)")
+    if lacking:
         raise SettingsError(
-            f"WILLIS_SERVE_BIND is {settings.serve_bind!r}, which other hosts reach; set WILLIS_API_KEYS, or "
-            "bind 127.0.0.1 (environment)"
+            f"WILLIS_SERVE_BIND is {settings.serve_bind!r}, which other hosts reach; "
+            f"{' and '.join(lacking)}, or bind 127.0.0.1 (environment)"
         )
 
 
