@@ -36,10 +36,17 @@ def pipeline_submit(
     package: Annotated[Path, typer.Argument(help="YAML from `python -m pipelines.training --out FILE`.")],
     host: Annotated[str, typer.Option(help="KFP host, https unless it is loopback.")],
     cohort: Annotated[str, typer.Option(help="Cohort as the cluster sees it.")],
+    cohort_digest: Annotated[
+        str | None,
+        typer.Option(
+            help="Word that changes with the cohort's files.", show_default="computed, where readable"
+        ),
+    ] = None,
     experiment: Annotated[str, typer.Option()] = "willis",
     as_json: AsJson = False,
 ) -> None:
-    """Submit a compiled pipeline to a KFP host."""
+    """Submit a compiled pipeline to a KFP host (token: WILLIS_KFP_TOKEN)."""
+    from willis.settings import settings
     from willis.submission import submit
 
-    show(submit(package, host, cohort, experiment), as_json)
+    show(submit(package, host, cohort, experiment, settings(), cohort_digest), as_json)

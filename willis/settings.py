@@ -72,6 +72,9 @@ class Settings(BaseSettings):
         "http://127.0.0.1:8100/v1", description="OpenAI-compatible server behind the LLM report writer."
     )
     report_api_key: SecretStr | None = Field(None, description="Key for that server.")
+    kfp_token: SecretStr | None = Field(
+        None, description="Bearer token for the KFP host of `willis pipeline submit`, where it asks for one."
+    )
     api_keys: SecretStr | None = Field(
         None, description="Comma-separated keys that callers may use; unset means loopback callers only."
     )

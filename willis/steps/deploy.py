@@ -23,7 +23,7 @@ SECRETS = ("api_keys", "pseudonym_key", "report_api_key", "s3_access_key", "s3_s
 _LOCATIONS = ("registry", "object_store")
 _OF_THE_CALLER = (
     "ray_address", "ray_dashboard_url", "ray_auth_token", "endpoint_url", "serve_bind", "dvc_remote",
-    "data_dir",
+    "data_dir", "kfp_token",
 )  # fmt: skip
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _POLL_S = 0.5
