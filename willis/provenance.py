@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from willis.errors import ParamsError
 from willis.params import Params, load_params, parse_section
+from willis.settings import settings
 
 GRAPH: dict[str, tuple[str, ...]] = {
     "version": (),
@@ -28,6 +29,7 @@ GRAPH: dict[str, tuple[str, ...]] = {
 """Which step reads which; the contract tests hold the KFP and the DVC graph against it."""
 
 RECORD, INPUTS = "steps.json", "run.json"
+DEFINITIONS = "feature_repo/features.py"
 DEFAULT_PARAMS = Path("params.yaml")
 Sections = dict[str, dict[str, Any]]
 
@@ -92,8 +94,13 @@ def module_digests(module: str) -> dict[str, str]:
 
 
 def code_digests(step: str) -> dict[str, str]:
-    """Digests of the library code behind a step: a name of `GRAPH`, or `deploy` or `monitor`."""
-    return module_digests(f"willis.steps.{step}")
+    """Digests of the code behind a step: a name of `GRAPH`, or `deploy` or `monitor`.
+
+    Beside the library's modules, `featurize` reaches Feast's definitions, which are loaded by their path.
+    """
+    definitions = settings().feature_repo / "features.py"
+    loaded = {DEFINITIONS: _file_digest(definitions)} if step == "featurize" else {}
+    return module_digests(f"willis.steps.{step}") | loaded
 
 
 def code_digest(step: str) -> str:
@@ -245,4 +252,8 @@ def _source_digest(module: str) -> str:
     spec = find_spec(module)
     if spec is None or spec.origin is None:
         return "namespace"
-    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:12]
+    return _file_digest(Path(spec.origin))
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else "absent"

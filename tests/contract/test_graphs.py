@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 
 from pipelines import monitoring, training
 from willis.params import Params, load_params
-from willis.provenance import GRAPH
+from willis.provenance import GRAPH, code_digests
 
 DVC_FOLDERS = {"features": "featurize"}
 
@@ -54,6 +54,24 @@ def test_a_dvc_stage_is_named_after_its_params_section_and_command(repository: P
         assert spec["params"] == [stage]
         assert spec["cmd"].split()[:2] == ["willis", stage]
         assert stage in Params.model_fields
+
+
+def _source_of(module: str, repository: Path) -> Path:
+    """Where a name of `code_digests` lies: a module, or a file by its path."""
+    if module.endswith(".py"):
+        return Path(module)
+    path = Path(*module.split("."))
+    return path / "__init__.py" if (repository / path).is_dir() else path.with_suffix(".py")
+
+
+@pytest.mark.parametrize("step", [step for step in GRAPH if step != "version"])
+def test_a_dvc_stage_depends_on_the_code_that_its_step_reaches(step: str, repository: Path) -> None:
+    stage = YAML(typ="safe").load(repository / "dvc.yaml")["stages"][step]
+    deps = [Path(dep) for dep in stage["deps"] if not dep.startswith("data/")]
+    reached = {_source_of(module, repository) for module in code_digests(step)}
+    missing = {str(path) for path in reached if not any(path.is_relative_to(dep) for dep in deps)}
+    idle = {str(dep) for dep in deps if not any(path.is_relative_to(dep) for path in reached)}
+    assert (missing, idle) == (set(), set()), f"dvc.yaml: {step}.deps"
 
 
 def test_every_step_carries_its_params_and_code_in_the_cache_key(compiled: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Why a step would run again."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from willis.params import Params, parse_section
 from willis.provenance import (
     GRAPH,
     RunInputs,
+    code_digest,
     code_digests,
     cohort_digest,
     explain,
@@ -17,6 +19,7 @@ from willis.provenance import (
     record_step,
     why,
 )
+from willis.settings import settings
 
 
 @pytest.fixture
@@ -71,6 +74,22 @@ def test_the_code_behind_training_holds_the_network_and_not_the_monitor() -> Non
     modules = code_digests("train")
     assert "willis.models.network" in modules
     assert "willis.monitoring.drift" not in modules
+
+
+@pytest.fixture
+def definitions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with Feast's definitions, named by the settings."""
+    monkeypatch.setenv("WILLIS_FEATURE_REPO", str(tmp_path))
+    settings.cache_clear()
+    (tmp_path / "features.py").write_text("TTL = 30\n")
+    yield tmp_path / "features.py"
+    settings.cache_clear()
+
+
+def test_an_edit_of_the_feature_definitions_changes_featurize_alone(definitions: Path) -> None:
+    before = {step: code_digest(step) for step in GRAPH}
+    definitions.write_text("TTL = 31\n")
+    assert {step for step in GRAPH if code_digest(step) != before[step]} == {"featurize"}
 
 
 def test_the_seconds_of_the_last_run_are_kept(finished: Path) -> None:
