@@ -22,8 +22,9 @@ from willis.imaging.shards import decode
 from willis.models.bundle import Bundle
 from willis.models.case import Case, case_of_row, cases_from, read_training_table, stack
 from willis.models.decision import Calibration, prediction_set, shapley, sigmoid, subsets_of, tempered
-from willis.models.network import TEXT, Batch, Encoded, NetworkConfig, TrimodalNetwork
-from willis.models.text import TextEncoder
+from willis.models.encoded import TEXT, Encoded
+from willis.models.network import Batch, NetworkConfig, TrimodalNetwork
+from willis.models.text import MAX_STATES, Embedded, TextEncoder, embed
 
 __all__ = [
     "Case", "Encodings", "Prediction", "Predictor", "case_of_row", "cases_from", "load_network",
@@ -38,7 +39,7 @@ _Float64: TypeAlias = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Encodings:
-    """Cases after their encoders: one vector per modality and case, and which are there."""
+    """Cases after their encoders: one vector per modality and case (and tokens), and which are there."""
 
     case_ids: tuple[str, ...]
     encoded: Encoded
@@ -52,8 +53,8 @@ class Encodings:
     def take(self, rows: Sequence[int]) -> "Encodings":
         """Some of the cases, in the order of `rows`."""
         at = list(rows)
-        vectors = Encoded(*(t[at] for t in (self.encoded.image, self.encoded.text, self.encoded.table)))
-        return Encodings(tuple(self.case_ids[k] for k in at), vectors, self.present[at], self.table[at])
+        encoded = self.encoded.map(lambda tensor: tensor[at])
+        return Encodings(tuple(self.case_ids[k] for k in at), encoded, self.present[at], self.table[at])
 
 
 @dataclass(frozen=True)
@@ -194,8 +195,16 @@ class Predictor:
 
     def explain(self, encodings: Encodings) -> list[Prediction]:
         """Ask the fusion about every subset of the modalities, all in one forward pass."""
-        if not len(encodings):
-            return []
+        return [prediction for part in self._parts(encodings) for prediction in self._explained(part)]
+
+    def _parts(self, encodings: Encodings) -> list[Encodings]:
+        """All cases at once; a few at a time where each brings hundreds of tokens."""
+        if not self.config.reads_tokens:
+            return [encodings] if len(encodings) else []
+        rows = range(len(encodings))
+        return [encodings.take(rows[start : start + BATCH_SIZE]) for start in rows[::BATCH_SIZE]]
+
+    def _explained(self, encodings: Encodings) -> list[Prediction]:
         subsets = subsets_of(MODALITIES)
         masks = torch.tensor([[name in subset for name in MODALITIES] for subset in subsets])
         repeated = _repeated(encodings.encoded, len(subsets))
@@ -220,10 +229,10 @@ class Predictor:
         if not len(encodings):
             return np.zeros(0)
         keep = torch.tensor([name in modalities for name in MODALITIES], device=self.device)
-        present = encodings.present & keep
         with torch.inference_mode():
-            logits = self.network.fuse(encodings.encoded, present).logit
-        nothing = ~present.any(dim=1).cpu().numpy()
+            parts = self._parts(encodings)
+            logits = torch.cat([self.network.fuse(p.encoded, p.present & keep).logit for p in parts])
+        nothing = ~(encodings.present & keep).any(dim=1).cpu().numpy()
         return np.where(nothing, self.config.prevalence, self._calibrated(sigmoid(_numpy(logits))))
 
     def with_texts(self, encodings: Encodings, texts: Sequence[str | None]) -> Encodings:
@@ -234,16 +243,15 @@ class Predictor:
         present = encodings.present.clone()
         present[:, TEXT] = has_text
         with torch.inference_mode():
-            vectors = self.network.text(torch.from_numpy(self._texts(texts)).to(self.device))
-        return replace(encodings, encoded=replace(encodings.encoded, text=vectors), present=present)
+            read = self._texts(texts).tensors(self.device)
+            encoded = self.network.with_text(encodings.encoded, *read)
+        return replace(encodings, encoded=encoded, present=present)
 
     def with_text_of(self, encodings: Encodings, order: Sequence[int]) -> Encodings:
         """The same cases, case n holding the report of case order[n]."""
-        encoded = encodings.encoded
-        present = encodings.present.clone()
-        present[:, TEXT] = present[list(order), TEXT]
-        moved = replace(encoded, text=encoded.text[list(order)])
-        return replace(encodings, encoded=moved, present=present)
+        present, moved = encodings.present.clone(), encodings.take(order)
+        present[:, TEXT] = moved.present[:, TEXT]
+        return replace(encodings, encoded=encodings.encoded.with_text_of(moved.encoded), present=present)
 
     def without_column(self, encodings: Encodings, column: str) -> Encodings:
         """The same cases with one clinical column unknown."""
@@ -318,16 +326,17 @@ class Predictor:
     def _calibrated(self, probability: _Float64) -> _Float64:
         return tempered(probability, self.calibration.temperature)
 
-    def _texts(self, texts: Sequence[str | None]) -> npt.NDArray[np.float32]:
-        """Embed one text at a time: padding beside others would change the last digits of an answer."""
-        rows = np.zeros((len(texts), self.config.text_width), np.float32)
+    def _texts(self, texts: Sequence[str | None]) -> Embedded:
+        """Embed one text at a time, and keep as much room for each one's tokens.
+
+        Padding beside others would change the last digits of an answer.
+        """
+        width, tokens = self.config.text_width, self.config.reads_tokens
         if self.network.text is None:
-            return rows
-        known = {text: self.text_encoder.encode([text])[0] for text in set(texts) if text and text.strip()}
-        for row, text in enumerate(texts):
-            if text in known:
-                rows[row] = known[text]
-        return rows
+            return Embedded(np.zeros((len(texts), width), np.float32), None)
+        known = [text if text and text.strip() else None for text in texts]
+        read = embed(self.text_encoder, known, width, tokens=tokens, batch_size=1)
+        return read if read.tokens is None else replace(read, tokens=read.tokens.widened(MAX_STATES))
 
 
 def load_network(model_dir: Path) -> TrimodalNetwork:
@@ -360,18 +369,14 @@ def load_network(model_dir: Path) -> TrimodalNetwork:
 def _joined(parts: list[Encodings]) -> Encodings:
     return Encodings(
         case_ids=tuple(name for part in parts for name in part.case_ids),
-        encoded=Encoded(
-            image=torch.cat([part.encoded.image for part in parts]),
-            text=torch.cat([part.encoded.text for part in parts]),
-            table=torch.cat([part.encoded.table for part in parts]),
-        ),
+        encoded=Encoded.joined([part.encoded for part in parts]),
         present=torch.cat([part.present for part in parts]),
         table=torch.cat([part.table for part in parts]),
     )
 
 
 def _repeated(encoded: Encoded, times: int) -> Encoded:
-    return Encoded(*(t.repeat(times, 1) for t in (encoded.image, encoded.text, encoded.table)))
+    return encoded.map(lambda tensor: tensor.repeat(times, *(1 for _ in tensor.shape[1:])))
 
 
 def _numpy(values: Tensor) -> _Float64:

@@ -162,14 +162,16 @@ class TrainParams(Section):
     use_unlabelled: bool = Field(True, description="patients without an outcome join the alignment losses")
     outcome: Literal["ordinal", "binary"] = "ordinal"
     """Learn from all seven grades of the Rankin scale, or only from poor (3-6) against good."""
-    fusion: Literal["concat", "vdafm_pooled"] = "vdafm_pooled"
-    """How the modalities meet (docs/method.md)."""
+    fusion: Literal["concat", "add", "cross_attention", "daft", "vdafm_pooled", "vdafm_token"] = (
+        "vdafm_pooled"
+    )
+    """How image and report meet (docs/method.md); `vdafm_token` alone looks at the report word by word."""
     width: Whole = Field(128, ge=16)
     """Shared width D of the fusion."""
     contrast_width: Whole = Field(64, ge=8)
     """Width r in which images and reports are contrasted."""
     fusion_layers: Whole = Field(1, ge=1, le=3)
-    """Transformer layers over the two tokens."""
+    """Layers of attention in `vdafm_pooled` and `vdafm_token`."""
     fusion_heads: Whole = Field(8, ge=1)
     """Attention heads of those layers."""
     lambda_contrast: float = Field(0.005, ge=0)

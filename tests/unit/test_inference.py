@@ -13,11 +13,14 @@ from willis.cohort.schema import ClinicalRow
 from willis.errors import BundleError, ShapeError
 from willis.imaging.lesion import Facts, Load
 from willis.imaging.shards import decode
-from willis.inference import Case, Predictor, case_of_row
+from willis.inference import BATCH_SIZE, Case, Predictor, case_of_row, cases_from
 from willis.models.decision import Calibration, logit, sigmoid
 from willis.models.network import NetworkConfig
 from willis.models.table import FeatureColumn
 from willis.models.text import PACKAGED, TextEncoder
+from willis.params import TrainParams
+from willis.steps.train import make_job
+from willis.training.dataset import Share, collate
 
 SHAPE = (12, 12, 8)
 PREVALENCE = 0.35
@@ -47,11 +50,12 @@ def network_of(config=CONFIG, seed=0):
     return network_with_opinions(config)
 
 
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
+@pytest.fixture(scope="module", params=["vdafm_pooled", "vdafm_token"])
+def model_dir(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    (folder / "contract.json").write_text(CONFIG.model_dump_json())
-    save_file(network_of().state_dict(), folder / "model.safetensors")
+    config = CONFIG.model_copy(update={"fusion": request.param})
+    (folder / "contract.json").write_text(config.model_dump_json())
+    save_file(network_of(config).state_dict(), folder / "model.safetensors")
     return folder
 
 
@@ -168,6 +172,20 @@ def test_a_row_of_the_feature_table_and_a_request_give_identical_numbers(predict
     assert (stored.embedding == requested.embedding).all()
 
 
+def test_serving_reads_the_tokens_that_training_read(tiny_ingest, tmp_path):
+    params = TrainParams(fusion="vdafm_token", width=16, contrast_width=8)
+    job = make_job(tiny_ingest.ingest, tiny_ingest.features, tmp_path, params)
+    predictor = Predictor(network_of(job.config), Calibration(), TextEncoder.load(PACKAGED))
+    rows = np.arange(12)
+    trained = collate(job.cases, Share(rows, np.ones(12, np.float32)), job.config)
+    cases = list(cases_from(tiny_ingest.ingest, tiny_ingest.features))[:12]
+    with torch.no_grad():
+        expected = predictor.network(trained).logit.sigmoid().tolist()
+    known = trained.modality_present.any(dim=1)
+    found = [p.probability_raw for p in predictor.predict(cases)]
+    assert torch.tensor(found)[known] == pytest.approx(torch.tensor(expected)[known], abs=1e-5)
+
+
 def test_a_row_without_table_or_text_is_a_case_without_them(predictor):
     class Arrays:
         sequence_present = np.array([[True, True]])
@@ -210,6 +228,20 @@ def test_other_texts_answer_as_cases_with_those_texts(predictor):
     encodings = predictor.with_texts(predictor.encode([a_case(1), a_case(2)]), ["Normal study.", None])
     expected = predictor.predict([a_case(1, text="Normal study."), a_case(2, text=None)])
     assert predictor.probabilities(encodings) == pytest.approx([p.probability for p in expected], abs=1e-6)
+
+
+def test_the_report_of_another_case_answers_as_that_report(predictor):
+    cases = [a_case(1), a_case(2, text="Normal study, no acute infarct."), a_case(3, text=None)]
+    found = predictor.probabilities(predictor.with_text_of(predictor.encode(cases), [1, 2, 0]))
+    swapped = [replace(cases[k], text=cases[of].text) for k, of in enumerate([1, 2, 0])]
+    assert found == pytest.approx([p.probability for p in predictor.predict(swapped)], abs=1e-6)
+
+
+def test_more_cases_than_are_fused_at_once_answer_in_their_order(predictor):
+    cases = [a_case(k) for k in range(BATCH_SIZE + 2)]
+    last = predictor.predict(cases)[-1]
+    assert last.case_id == cases[-1].case_id
+    assert last.probability == pytest.approx(predictor.predict(cases[-1:])[0].probability, abs=1e-6)
 
 
 def test_a_hidden_column_answers_as_a_case_without_it(predictor):

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from tests.networks import network_with_opinions
 from willis.errors import ShapeError
 from willis.imaging.shards import decode
+from willis.models.fusion import FUSIONS
 from willis.models.losses import total_loss
 from willis.models.network import Batch, NetworkConfig, TrimodalNetwork
 from willis.models.table import FeatureColumn, encode_rows, fit_columns
@@ -45,6 +46,8 @@ def _batch(present: list[tuple[bool, ...]], planes: bool = False) -> Batch:
         outcome=(torch.arange(n) % 2).float(),
         grade=torch.tensor([0.0, 3.0, 1.0, 4.0, 2.0, 6.0, torch.nan]).repeat(n)[:n],
         weight=torch.ones(n),
+        text_tokens=torch.randn(n, 9, 384).half(),
+        text_real=torch.arange(9) < torch.arange(n)[:, None] % 8 + 2,
     )
 
 
@@ -59,7 +62,7 @@ def _network_that_answers(**changes: object) -> TrimodalNetwork:
 
 
 @pytest.mark.parametrize("ordinal", [True, False])
-@pytest.mark.parametrize("fusion", ["concat", "vdafm_pooled"])
+@pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("present", [PATTERNS, [(False, True, True)] * 4, [(True, True, True)] * 4])
 def test_every_parameter_gets_a_gradient_on_every_batch(
     fusion: str, present: list[tuple[bool, ...]], ordinal: bool
@@ -71,6 +74,16 @@ def test_every_parameter_gets_a_gradient_on_every_batch(
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
 
 
+@pytest.mark.parametrize("used", [("table",), ("image", "table"), ("text",)])
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_every_parameter_gets_a_gradient_whatever_the_network_reads(
+    fusion: str, used: tuple[str, ...]
+) -> None:
+    network, batch = _network(fusion=fusion, use_modalities=used), _batch(PATTERNS)
+    total_loss(network.scored(batch, network(batch)), 0.02, 0.2).total.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
 def test_a_batch_without_any_outcome_still_gives_every_parameter_a_gradient() -> None:
     network = _network()
     batch = replace(_batch(PATTERNS), outcome=torch.full((7,), torch.nan))
@@ -80,7 +93,7 @@ def test_a_batch_without_any_outcome_still_gives_every_parameter_a_gradient() ->
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
-@pytest.mark.parametrize("fusion", ["concat", "vdafm_pooled"])
+@pytest.mark.parametrize("fusion", FUSIONS)
 def test_all_seven_patterns_in_one_batch_answer_as_they_do_alone(fusion: str) -> None:
     network, batch = _network_that_answers(fusion=fusion), _batch(PATTERNS)
     together = network(batch).logit
@@ -89,14 +102,17 @@ def test_all_seven_patterns_in_one_batch_answer_as_they_do_alone(fusion: str) ->
         torch.testing.assert_close(alone[0], together[row], rtol=1e-4, atol=1e-5)
 
 
-def test_what_stands_in_the_fields_of_an_absent_modality_changes_nothing() -> None:
-    network, batch = _network_that_answers(), _batch(PATTERNS)
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_what_stands_in_the_fields_of_an_absent_modality_changes_nothing(fusion: str) -> None:
+    network, batch = _network_that_answers(fusion=fusion), _batch(PATTERNS)
     image, text, table = (~batch.modality_present).unbind(dim=1)
     noisy = replace(
         batch,
         volume=torch.where(image[:, None, None, None, None], 255 - batch.volume, batch.volume),
         facts=torch.where(image[:, None], torch.nan, batch.facts),
         text=torch.where(text[:, None], 100.0, batch.text),
+        text_tokens=torch.where(text[:, None, None], torch.nan, batch.text_tokens),
+        text_real=text[:, None] | batch.text_real,
         table=torch.where(table[:, None], -5.0, batch.table),
     )
     torch.testing.assert_close(network(noisy).logit, network(batch).logit)
@@ -143,8 +159,9 @@ def _with_facts(batch: Batch, shift: float) -> Batch:
     return replace(batch, facts=batch.facts + shift)
 
 
-def test_fusing_encoded_modalities_again_equals_a_forward_pass_with_that_presence() -> None:
-    network, batch = _network_that_answers(), _batch([(True, True, True)] * 3)
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_fusing_encoded_modalities_again_equals_a_forward_pass_with_that_presence(fusion: str) -> None:
+    network, batch = _network_that_answers(fusion=fusion), _batch([(True, True, True)] * 3)
     encoded = network.encode(batch)
     for pattern in PATTERNS:
         presence = torch.tensor([pattern] * 3)
@@ -231,3 +248,8 @@ def test_columns_are_scaled_as_numpy_would_and_empty_ones_left_out() -> None:
     age, left, right = fit_columns(rows, ["age", "side", "none"])
     assert (age.mean, age.sd) == (70.0, 10.0)
     assert (left.level, right.level, left.mean) == ("left", "right", 0.5)
+
+
+def test_a_batch_without_tokens_is_refused_by_the_fusion_that_reads_them() -> None:
+    with pytest.raises(ShapeError, match="no report tokens; fusion 'vdafm_token' reads them"):
+        _network(fusion="vdafm_token")(replace(_batch(PATTERNS), text_tokens=None, text_real=None))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from willis.errors import ParamsError
-from willis.models.text import TextEncoder
+from willis.models.text import MAX_STATES, TextEncoder, embed
 
 TEXTS = [
     "Acute infarct in the left middle cerebral artery territory, 12 ml.",
@@ -54,6 +54,39 @@ def test_a_cached_text_is_not_encoded_again(encoder: TextEncoder, tmp_path: Path
     second = TextEncoder.load(cache=tmp_path)
     np.testing.assert_array_equal(second.encode([TEXTS[0], TEXTS[2], TEXTS[0]]), embeddings)
     assert second._parts is None and len(list(tmp_path.iterdir())) == 2
+
+
+def test_states_come_in_the_same_pass_and_their_mean_is_the_embedding(encoder: TextEncoder) -> None:
+    texts = [TEXTS[0], TEXTS[1] * 2, TEXTS[2]]
+    sentence, states = encoder.encode_tokens(texts)
+    np.testing.assert_array_equal(sentence, encoder.encode(texts))
+    assert states.values.dtype == np.float16 and states.values.shape == (3, MAX_STATES, 384)
+    assert states.real.sum(axis=1).tolist()[1:] == [MAX_STATES, 8]  # [CLS] no acute inf ##ar ##ct . [SEP]
+    for row in (0, 2):
+        mean = states.values[row][states.real[row]].astype(np.float32).mean(axis=0)
+        np.testing.assert_allclose(mean / np.linalg.norm(mean), sentence[row], atol=1e-3)
+
+
+def test_states_are_cached_beside_the_embedding_and_an_embedding_alone_is_not_enough(
+    encoder: TextEncoder, tmp_path: Path
+) -> None:
+    first = TextEncoder.load(cache=tmp_path)
+    first._parts = encoder._loaded()
+    first.encode(TEXTS)
+    assert len(list(tmp_path.iterdir())) == 3
+    sentence, states = first.encode_tokens(TEXTS)
+    again = TextEncoder.load(cache=tmp_path)
+    np.testing.assert_array_equal(again.encode_tokens(TEXTS)[1].values, states.values)
+    np.testing.assert_array_equal(again.encode(TEXTS), sentence)
+    assert again._parts is None and len(list(tmp_path.iterdir())) == 6
+
+
+def test_a_case_without_a_report_has_no_token(encoder: TextEncoder) -> None:
+    read = embed(encoder, [None, TEXTS[2], None], 384, tokens=True)
+    assert read.tokens.real.any(axis=1).tolist() == [False, True, False]
+    assert not read.tokens.values[~read.tokens.real].any() and not read.sentence[[0, 2]].any()
+    nobody = embed(encoder, [None, None], 384, tokens=True)
+    assert nobody.tokens.real.shape == (2, 1) and not nobody.tokens.real.any()
 
 
 def test_no_texts_give_no_rows(encoder: TextEncoder) -> None:

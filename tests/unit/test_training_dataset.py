@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from tests.fixtures.arrays import TinyCohort, tiny_job, write_tiny_cohort
 from willis.errors import CohortError, ShapeError, StepError
@@ -157,3 +158,17 @@ def test_items_made_ahead_come_in_order_and_errors_reach_the_reader() -> None:
         for item in ahead(items()):  # type: ignore[arg-type]
             seen.append(item)
     assert seen == list(range(5))
+
+
+def test_tokens_exist_only_where_the_fusion_asks_for_them(tiny_ingest: TinyCohort, tmp_path: Path) -> None:
+    pooled = tiny_job(tiny_ingest, tmp_path, PARAMS)
+    token = tiny_job(tiny_ingest, tmp_path, PARAMS.model_copy(update={"fusion": "vdafm_token"}))
+    share = shares(np.arange(12), 12, 0, 1)[0]
+    batch = collate(pooled.cases, share, pooled.config)
+    assert pooled.cases.text_tokens is None and batch.text_tokens is None and batch.text_real is None
+    batch = collate(token.cases, share, token.config)
+    assert batch.text_tokens.dtype == torch.float16 and batch.text_tokens.shape[:2] == batch.text_real.shape
+    has_text = token.cases.modality_present[:, 1]
+    np.testing.assert_array_equal(token.cases.text_tokens.real.any(axis=1), has_text)
+    np.testing.assert_array_equal(token.cases.text, pooled.cases.text)
+    assert token.cases.digest() != pooled.cases.digest()

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -19,8 +20,10 @@ PARAMS = TrainParams(
 )
 
 
-def _network_and_batch(cohort: TinyCohort, out: Path, rank: int, world: int) -> tuple[TrimodalNetwork, Batch]:
-    job = tiny_job(cohort, out, PARAMS)
+def _network_and_batch(
+    cohort: TinyCohort, out: Path, fusion: str, rank: int, world: int
+) -> tuple[TrimodalNetwork, Batch]:
+    job = tiny_job(cohort, out, PARAMS.model_copy(update={"fusion": fusion}))
     torch.manual_seed(0)
     network = network_with_opinions(job.config)
     share = shares(job.cases.rows("train", labelled_only=False), PARAMS.batch_size, rank, world)[0]
@@ -34,11 +37,11 @@ def _step(network: TrimodalNetwork, model: torch.nn.Module, batch: Batch, weight
     return float(losses.total.detach())
 
 
-def _one_rank(rank: int, cohort: TinyCohort, folder: Path) -> None:
+def _one_rank(rank: int, cohort: TinyCohort, folder: Path, fusion: str) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    network, batch = _network_and_batch(cohort, folder, rank, 2)
+    network, batch = _network_and_batch(cohort, folder, fusion, rank, 2)
     model = torch.nn.parallel.DistributedDataParallel(network)
     loss = _step(network, model, batch, weight=0.5)
     gradients = {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
@@ -54,11 +57,12 @@ def _one_rank(rank: int, cohort: TinyCohort, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.parametrize("fusion", ["vdafm_pooled", "vdafm_token"])
 def test_loss_and_gradients_of_two_ranks_equal_one_process_on_the_joined_batch(
-    tiny_ingest: TinyCohort, tmp_path: Path
+    tiny_ingest: TinyCohort, tmp_path: Path, fusion: str
 ) -> None:
-    mp.spawn(_one_rank, args=(tiny_ingest, tmp_path), nprocs=2)
-    network, batch = _network_and_batch(tiny_ingest, tmp_path, 0, 1)
+    mp.spawn(_one_rank, args=(tiny_ingest, tmp_path, fusion), nprocs=2)
+    network, batch = _network_and_batch(tiny_ingest, tmp_path, fusion, 0, 1)
     loss = _step(network, network, batch, weight=0.5)
     for rank in range(2):
         their_loss, gradients = torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True)

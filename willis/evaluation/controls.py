@@ -132,7 +132,7 @@ def _permuted(
 
 def _with_image(encodings: Encodings, other: Encodings) -> Encodings:
     """The same cases, presence included, with the image vectors of `other`."""
-    return replace(encodings, encoded=replace(encodings.encoded, image=other.encoded.image))
+    return replace(encodings, encoded=encodings.encoded.with_image_of(other.encoded))
 
 
 def _name_of(subset: frozenset[str]) -> str:

@@ -15,6 +15,7 @@ from willis.imaging.lesion import Facts
 from willis.imaging.shards import NUM_PLANES, PLANE_SIZE, StudyArrays
 from willis.models.network import Batch, NetworkConfig
 from willis.models.table import encode_rows
+from willis.models.text import Embedded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,13 +52,13 @@ class Case:
         return has_volume or self.planes is not None, bool(self.text and self.text.strip()), has_table
 
 
-def stack(cases: Sequence[Case], config: NetworkConfig, text: npt.NDArray[np.float32]) -> Batch:
+def stack(cases: Sequence[Case], config: NetworkConfig, text: Embedded) -> Batch:
     """Stack cases into the network's tensors; modalities that the network does not use are marked absent.
 
     Args:
         cases: B cases.
         config: of the network.
-        text: (B, T) report embeddings, anything where a case has no report.
+        text: B embedded reports, anything where a case has none.
 
     Raises:
         ShapeError: a volume or planes do not fit the network; names the case.
@@ -67,6 +68,7 @@ def stack(cases: Sequence[Case], config: NetworkConfig, text: npt.NDArray[np.flo
     used = torch.tensor([name in config.use_modalities for name in MODALITIES])
     facts = [_facts_row(case.facts) for case in cases]
     table = [{} if case.table is None else case.table.model_dump() for case in cases]
+    sentence, text_tokens, text_real = text.tensors()
     return Batch(
         volume=torch.from_numpy(_volumes(cases, config)),
         sequence_present=torch.from_numpy(np.stack([_sequences(case, config) for case in cases])),
@@ -74,7 +76,9 @@ def stack(cases: Sequence[Case], config: NetworkConfig, text: npt.NDArray[np.flo
         planes_present=torch.tensor([case.planes is not None for case in cases]),
         facts=torch.from_numpy(encode_rows(config.fact_columns, facts)),
         table=torch.from_numpy(encode_rows(config.table_columns, table)),
-        text=torch.from_numpy(text),
+        text=sentence,
+        text_tokens=text_tokens,
+        text_real=text_real,
         modality_present=torch.tensor([case.present() for case in cases]) & used,
         outcome=torch.full((len(cases),), torch.nan),
         grade=torch.full((len(cases),), torch.nan),

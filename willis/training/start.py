@@ -9,6 +9,7 @@ from willis.models.vision import VolumeEncoder
 from willis.training.dataset import Cases, Rows
 
 TEMPLATE_STUDIES = 24
+TOKEN_STUDIES = 200
 
 
 def start(network: TrimodalNetwork, cases: Cases, rows: Rows) -> None:
@@ -25,6 +26,16 @@ def start(network: TrimodalNetwork, cases: Cases, rows: Rows) -> None:
     if network.text is not None:
         with_report = rows[cases.modality_present[rows, MODALITIES.index("text")]]
         network.text.fit(torch.from_numpy(cases.text[with_report]))
+        start_tokens(network, cases, with_report)
+
+
+def start_tokens(network: TrimodalNetwork, cases: Cases, rows: Rows) -> None:
+    """Centre the states of tokens by those of some of the reports in `rows`."""
+    if network.text_tokens is None or cases.text_tokens is None:
+        return
+    some = rows[:: max(1, len(rows) // TOKEN_STUDIES)]
+    real = cases.text_tokens.values[some][cases.text_tokens.real[some]]
+    network.text_tokens.fit(torch.from_numpy(real.astype(np.float32)))
 
 
 @torch.no_grad()
