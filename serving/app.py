@@ -80,11 +80,14 @@ class Ingress:
         from willis.settings import settings
         from willis.stores.objects import open_store
         from willis.stores.predictions import PredictionLog
+        from willis.stores.registry import Registry
 
         now = settings()
         config.check_secrets(now)
         metrics = Metrics()  # first: it makes the folder that Feast's own counters need as well
-        caseworker = Caseworker(config.ingest, config.report, now)
+        preprocessing = Registry.open(now).fetch(config.version).preprocessing()
+        preprocessing.check_atlas(now.atlas)
+        caseworker = Caseworker(preprocessing.applied_to(config.ingest), config.report, now)
         caseworker.warm_up()
         log = PredictionLog(now.database_url.get_secret_value())
         self._endpoint = Endpoint(

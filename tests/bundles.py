@@ -9,6 +9,8 @@ from safetensors.numpy import save_file
 
 from tests.watched_rows import patient_rows
 from willis.models.bundle import Bundle, Lineage, SeenPatients, write_bundle
+from willis.models.preprocessing import Preprocessing
+from willis.params import IngestParams
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
@@ -26,6 +28,9 @@ def a_bundle(folder: Path, seed: int = 0, reference: pd.DataFrame | None = None)
     )
     texts = {
         "contract.json": '{"sequences": ["dwi", "adc"]}',
+        "preprocessing.json": Preprocessing.of(
+            IngestParams(sequences=("dwi", "adc")), None
+        ).model_dump_json(),
         "calibration.json": "{}",
         "evaluation.json": "{}",
         "patients.json": seen.model_dump_json(),

@@ -22,6 +22,7 @@ from willis.models.bundle import Bundle, Lineage, SeenPatients, write_bundle
 from willis.models.case import Case
 from willis.models.decision import Calibration
 from willis.models.network import NetworkConfig
+from willis.models.preprocessing import PREPROCESSING, Preprocessing
 from willis.models.table import FeatureColumn
 from willis.params import DeployParams, IngestParams, ReportParams
 from willis.pseudonym import pseudonym
@@ -72,6 +73,7 @@ def small_bundle(
         Calibration(temperature=1.5, conformal_quantile=0.7).model_dump_json()
     )
     (parts / "evaluation.json").write_text("{}")
+    (parts / PREPROCESSING).write_text(Preprocessing.of(ingest, None).model_dump_json())
     seen = SeenPatients(
         key_check="k", train=(pseudonym("sub-seen", key),), validation=(), calibration=(), test=()
     )

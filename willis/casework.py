@@ -7,7 +7,7 @@ volumes -> prepare_study -> facts -> report (sent, or written by the configured 
 import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -259,14 +259,16 @@ def predict_cohort(cohort: Path, bundle: str, params: Params, settings: Settings
     Args:
         cohort: BIDS folder; the table is used where it has a row for the patient.
         bundle: version or alias in the registry.
-        params: the sections ingest and report.
-        settings: registry and report server.
+        params: the sections ingest and report; studies are prepared as the bundle's own were, and what
+            differs here is told on stderr.
+        settings: registry, report server, atlas.
 
     Returns:
         One prediction per usable study, in the cohort's order; broken ones are told on stderr.
 
     Raises:
         InputError: the registry holds no such bundle, or no study of the cohort can be used.
+        SettingsError: the atlas of the bundle's facts is not at hand.
     """
     from rich.console import Console
     from rich.progress import track
@@ -276,14 +278,18 @@ def predict_cohort(cohort: Path, bundle: str, params: Params, settings: Settings
     from willis.stores.registry import Registry
 
     console = Console(stderr=True)
-    predictor = Predictor.from_bundle(Registry.open(settings).fetch(bundle).folder)
-    work = Caseworker(params.ingest, params.report, settings)
+    fetched = Registry.open(settings).fetch(bundle)
+    predictor, preprocessing = Predictor.from_bundle(fetched.folder), fetched.preprocessing()
+    for difference in preprocessing.differences(params.ingest):
+        console.print(f"bundle {fetched.version}: {difference}", highlight=False, soft_wrap=True)
+    work = Caseworker(preprocessing.applied_to(params.ingest), params.report, settings)
     found = read_cohort(cohort)
+    atlas = preprocessing.atlas_among(settings.atlas, *{study.atlas for study in found.studies})
     rows = _clinical_rows(found, params.ingest)
     predictions: list[CasePrediction] = []
     for study in track(found.studies, "predicting", console=console, transient=True):
         try:
-            prepared = work.prepare_files(study)
+            prepared = work.prepare_files(replace(study, atlas=atlas))
         except StudyError as error:
             console.print(f"{study.study_id} is left out: {error}", highlight=False)
             continue

@@ -17,9 +17,9 @@ import pytest
 
 from tests.fixtures.ray import RayHead
 from tests.served import CLINICAL, SMALL, publish, small_bundle, test_settings, volumes
-from willis.errors import ParamsError, RayError, SettingsError
+from willis.errors import RayError, SettingsError
 from willis.models.bundle import Bundle
-from willis.params import DeployParams, IngestParams, ReportParams
+from willis.params import DeployParams, ReportParams
 from willis.settings import Settings
 from willis.steps.deploy import deploy
 from willis.stores.predictions import PredictionLog
@@ -206,11 +206,6 @@ def _a_replica(dashboard_url: str) -> int:
     details = httpx.get(f"{dashboard_url}/api/serve/applications/", timeout=30).json()
     replicas = details["applications"]["willis"]["deployments"]["Ingress"]["replicas"]
     return next(int(replica["pid"]) for replica in replicas if replica["state"] == "RUNNING")
-
-
-def test_a_bundle_of_other_sequences_is_refused_before_anything_is_put(served: Served) -> None:
-    with pytest.raises(ParamsError, match="was trained on dwi, adc, flair"):
-        deploy(None, PARAMS, served.settings, IngestParams(sequences=("lesion",)), ReportParams())
 
 
 def test_another_port_than_serves_is_refused_with_what_to_do(served: Served) -> None:

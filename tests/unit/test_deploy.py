@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from serving.config import ServeConfig
+from serving.environment import free_ports
 from tests.served import SMALL, publish, small_bundle, test_settings
 from willis.errors import InputError, ParamsError, RayError, SettingsError
+from willis.models.preprocessing import Preprocessing
 from willis.params import DeployParams, IngestParams, ReportParams
 from willis.serve_dashboard import Dashboard
 from willis.settings import DEMO_PSEUDONYM_KEY, Settings
@@ -65,13 +67,18 @@ def test_a_promotion_that_is_not_there_is_refused(tmp_path: Path) -> None:
         deploy(tmp_path / "none", DeployParams(), test_settings(tmp_path), SMALL, ReportParams())
 
 
-def test_a_bundle_of_other_sequences_or_other_facts_is_refused(tmp_path: Path) -> None:
+def test_a_bundle_of_other_facts_is_refused(tmp_path: Path) -> None:
     settings = test_settings(tmp_path)
-    publish(small_bundle(tmp_path / "one"), settings)
-    with pytest.raises(ParamsError, match="was trained on dwi, adc, flair"):
-        deploy(None, DeployParams(), settings, IngestParams(sequences=("lesion",)), ReportParams())
     publish(small_bundle(tmp_path / "two", fact="load_mcafL"), settings)
     with pytest.raises(SettingsError, match="load_mcafL.*WILLIS_ATLAS"):
+        deploy(None, DeployParams(), settings, SMALL, ReportParams())
+
+
+def test_another_atlas_than_that_of_the_bundle_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "atlas.nii.gz").write_bytes(b"regions")
+    settings = test_settings(tmp_path, atlas=tmp_path / "atlas.nii.gz")
+    publish(small_bundle(tmp_path / "one"), settings)
+    with pytest.raises(SettingsError, match="measured by Willis's approximation: unset it"):
         deploy(None, DeployParams(), settings, SMALL, ReportParams())
 
 
@@ -152,6 +159,43 @@ def test_other_applications_of_the_cluster_stay(peer: tuple[type[_Peer], str]) -
     state.check_bind("127.0.0.1:8000", url)
     with pytest.raises(RayError, match="listens on 127.0.0.1:8000"):
         state.check_bind("127.0.0.1:9000", url)
+
+
+OTHERS = {
+    "sequences": ("dwi",),
+    "planes": ("flair",),
+    "spacing_mm": (2.0, 2.0, 5.0),
+    "shape": (80, 96, 40),
+    "adc_below_mm2_s": 500e-6,
+    "min_lesion_ml": 1.0,
+    "min_registration_quality": 0.5,
+}
+"""One value per field that no bundle here was made with."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_bundle_is_served_with_its_own_preprocessing_and_what_differs_is_told(
+    peer: tuple[type[_Peer], str], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    handler, url = peer
+    bind = f"127.0.0.1:{free_ports(1)[0]}"
+    settings = test_settings(tmp_path, ray_dashboard_url=url, serve_bind=bind, endpoint_url=f"http://{bind}")
+    publish(small_bundle(tmp_path / "one"), settings)
+    given = SMALL.model_copy(update={name: OTHERS[name], "max_volume_mb": 64.0})
+    with pytest.raises(RayError, match="does not list the application"):
+        deploy(None, DeployParams(healthy_within_s=0.01), settings, given, ReportParams())
+    served = ServeConfig.model_validate(handler.put[0]["applications"][0]["args"]).ingest
+    assert served == SMALL.model_copy(update={"max_volume_mb": 64.0})
+    assert capsys.readouterr().err.count(f": ingest.{name} is ") == 1
+
+
+def test_every_field_of_the_preprocessing_is_tried() -> None:
+    assert {*OTHERS, "atlas"} == set(Preprocessing.model_fields)
+    volumes_and_facts_stay = {
+        "max_volume_mb", "studies_per_shard", "splits", "outcome_column", "require_outcome", "columns",
+        "ignored_columns", "num_workers",
+    }  # fmt: skip
+    assert set(IngestParams.model_fields) == {*OTHERS, *volumes_and_facts_stay}
 
 
 def test_a_port_in_use_is_told_before_anything_is_put(peer: tuple[type[_Peer], str]) -> None:

@@ -18,8 +18,9 @@ from willis.errors import InputError, StepError, StoreError
 from willis.inference import Predictor, cases_from
 from willis.models.decision import Calibration
 from willis.models.network import NetworkConfig
+from willis.models.preprocessing import PREPROCESSING, Preprocessing
 from willis.models.table import FeatureColumn
-from willis.params import PromoteParams
+from willis.params import IngestParams, PromoteParams
 from willis.pseudonym import pseudonym
 from willis.settings import Settings
 from willis.steps.promote import PROMOTION, Promotion, promote
@@ -242,6 +243,32 @@ def test_a_champion_of_other_sequences_is_not_compared(made: Made) -> None:
     found = made.promote("second", model=other)
     assert not found.moved
     assert "reads dwi, adc, flair, the candidate dwi, adc, lesion" in found.reason
+    assert made.registry.alias("champion").version == champion.version
+
+
+def test_a_bundle_carries_the_preprocessing_of_its_ingest(made: Made) -> None:
+    found = made.registry.fetch(made.promote().version).preprocessing()
+    assert found == Preprocessing.of(IngestParams(sequences=SEQUENCES, shape=SHAPE), None)
+
+
+def test_a_champion_of_another_preprocessing_is_not_compared(made: Made) -> None:
+    champion = made.promote()
+    folder = made.root / "ingest-other"
+    shutil.copytree(made.ingest, folder)
+    path = folder / PREPROCESSING
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"adc_below_mm2_s": 500e-6}))
+    found = made.promote("second", ingest=folder)
+    assert not found.moved
+    assert "another preprocessing (adc_below_mm2_s)" in found.reason
+    assert made.registry.alias("champion").version == champion.version
+
+
+def test_a_champion_that_cannot_be_read_is_told_and_stays(made: Made) -> None:
+    champion = made.promote()
+    (made.root / "registry" / "bundles" / champion.version / "calibration.json").write_text("{}")
+    found = made.promote("second", evaluation=rival(made, outcomes(made) * 0.5 + 0.25))
+    assert not found.moved
+    assert f"champion {champion.version} cannot be read" in found.reason
     assert made.registry.alias("champion").version == champion.version
 
 

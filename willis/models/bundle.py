@@ -3,6 +3,7 @@
     bundle.json        this manifest: files with digests, contract in brief, lineage, licence, intended use
     model.safetensors  weights (never a pickle: loading a bundle runs nobody's code)
     contract.json      what the network expects: sequences, shape, columns, facts, scaling
+    preprocessing.json how volumes became the network's input, and facts were measured
     calibration.json   temperature, threshold, conformal quantiles
     evaluation.json    what was measured, on whom
     patients.json      pseudonyms of the patients in each split: what the model has seen
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from willis.errors import BundleError
+from willis.models.preprocessing import PREPROCESSING, Preprocessing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +34,7 @@ MANIFEST = "bundle.json"
 REQUIRED = (
     "model.safetensors",
     "contract.json",
+    PREPROCESSING,
     "calibration.json",
     "evaluation.json",
     "patients.json",
@@ -161,6 +164,14 @@ class Bundle:
 
         return pd.read_parquet(self.folder / "reference.parquet")
 
+    def preprocessing(self) -> Preprocessing:
+        """Return how studies must be prepared for this model.
+
+        Raises:
+            BundleError: preprocessing.json breaks its schema.
+        """
+        return read_record(self.folder / PREPROCESSING, Preprocessing)
+
     def patients(self) -> SeenPatients:
         """Return who was in which split.
 
@@ -276,7 +287,9 @@ def _check_names(folder: Path, manifest: Manifest) -> None:
             )
     missing = set(REQUIRED) - set(names)
     if missing:
-        raise BundleError(f"{folder}: {MANIFEST} does not list {', '.join(sorted(missing))}")
+        raise BundleError(
+            f"{folder}: {MANIFEST} does not list {', '.join(sorted(missing))}; promote again to make it whole"
+        )
     unlisted = {path.name for path in folder.iterdir()} - {*names, MANIFEST}
     if unlisted or len(set(names)) < len(names):
         what = ", ".join(sorted(unlisted)) or "a name twice"

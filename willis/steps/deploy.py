@@ -38,6 +38,8 @@ class Deployment(BaseModel):
     version: str
     app_name: str
     num_replicas: int
+    own_preprocessing: tuple[str, ...] = ()
+    """Where params.yaml differs from what the bundle learned from; the bundle's own is served."""
     seconds: float
 
 
@@ -58,12 +60,13 @@ def deploy(
             is what the alias points at, moved or not.
         params: the section `deploy`.
         settings: where Ray, registry, stores and database are.
-        ingest: how requests' volumes are prepared; must fit the bundle.
+        ingest: limits on requests' volumes; how they are prepared is the bundle's own, and what differs here
+            is told.
         report: who writes reports that a caller does not send.
 
     Raises:
         InputError: the registry holds no such alias.
-        ParamsError: the bundle was trained on other sequences.
+        ParamsError: the promotion is not there.
         SettingsError: the endpoint would be open to other hosts without API keys or under the public
             pseudonym key, or the bundle's facts need another atlas.
         RayError: Ray does not answer, the application does not come up, or another version answers; the
@@ -73,14 +76,17 @@ def deploy(
     if promotion is not None and not promotion.exists():
         raise ParamsError(f"{promotion} does not exist; run `willis promote` first")
     bundle = Registry.open(settings).fetch(params.alias)
-    _check_fit(bundle, ingest)
+    preprocessing = bundle.preprocessing()
+    preprocessing.check_atlas(settings.atlas)
     _check_facts(bundle, settings)
     _check_open(settings)
     token = settings.ray_auth_token
     dashboard = Dashboard(settings.ray_dashboard_url, token.get_secret_value() if token else None)
     running = dashboard.state()
     running.check_bind(settings.serve_bind, settings.endpoint_url)
-    config = application_config(bundle.version, params, settings, ingest, report)
+    differences = preprocessing.differences(ingest)
+    _tell(bundle.version, differences)
+    config = application_config(bundle.version, params, settings, preprocessing.applied_to(ingest), report)
     before = running.applications.get(params.app_name)
     host, _, port = settings.serve_bind.rpartition(":")
     http = {"host": host, "port": int(port), "keep_alive_timeout_s": 90}
@@ -94,6 +100,7 @@ def deploy(
         version=bundle.version,
         app_name=params.app_name,
         num_replicas=params.num_replicas,
+        own_preprocessing=differences,
         seconds=round(time.monotonic() - started, 2),
     )
 
@@ -158,12 +165,11 @@ def _portable(name: str, settings: Settings) -> str:
     return str(Path(value).resolve()) if is_folder else str(value)
 
 
-def _check_fit(bundle: "Bundle", ingest: IngestParams) -> None:
-    if tuple(bundle.manifest.sequences) != tuple(ingest.sequences):
-        raise ParamsError(
-            f"bundle {bundle.version} was trained on {', '.join(bundle.manifest.sequences)}; "
-            f"params.yaml: ingest.sequences is {', '.join(ingest.sequences)}; deploy it with its own params"
-        )
+def _tell(version: str, differences: tuple[str, ...]) -> None:
+    from rich.console import Console
+
+    for difference in differences:
+        Console(stderr=True).print(f"bundle {version}: {difference}", highlight=False, soft_wrap=True)
 
 
 def _check_facts(bundle: "Bundle", settings: Settings) -> None:

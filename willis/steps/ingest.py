@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from willis.cohort.bids import Cohort, LeftOut, StudyFiles, read_cohort
 from willis.errors import CohortError, StepError
+from willis.models.preprocessing import PREPROCESSING, Preprocessing
 from willis.outputs import check_replaceable, whole_folder
 from willis.params import IngestParams
 
@@ -105,6 +106,9 @@ def _write_all(
     remarks = [(patient, patient, text) for patient, text in table.remarks]
     remarks += [(row.files.patient_id, row.files.study_id, text) for row in kept for text in row.warnings]
     _write_tables(part, kept, clinical, left_out, remarks, params)
+    atlas = next((row.files.atlas for row in kept if row.files.atlas), None)
+    made = Preprocessing.of(params, atlas)
+    (part / PREPROCESSING).write_text(made.model_dump_json(indent=2) + "\n", encoding="utf-8")
     summary = _summary(cohort, kept, clinical, left_out, len(remarks), digest, params)
     (part / RECORD).write_text(summary.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return summary

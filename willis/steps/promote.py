@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict
 
 from willis import __version__
 from willis.cohort.schema import SPLITS
-from willis.errors import InputError, StepError
+from willis.errors import BundleError, InputError, StepError
 from willis.evaluation.gate import GateCheck, GateLimits, check_against_champion, check_alone
 from willis.models.bundle import Bundle, SeenPatients, write_bundle
 from willis.models.lineage import read_lineage, read_sequences
+from willis.models.preprocessing import PREPROCESSING
 from willis.monitoring.reference import sample_reference
 from willis.outputs import whole_folder
 from willis.params import PromoteParams
@@ -109,6 +110,8 @@ def rollback(to: str, params: PromoteParams, settings: Settings) -> Promotion:
 
     Args:
         to: a version, or `previous`: where the alias pointed before its last move.
+        params: which alias.
+        settings: where the registry is.
 
     Raises:
         InputError: there is no such bundle, or no previous one.
@@ -148,6 +151,7 @@ def _write_candidate(made: _Made, staged: Path, num_reference: int, key: str) ->
     sources = {name: made.model / name for name in ("model.safetensors", "contract.json")}
     judged = ("calibration.json", "evaluation.json", "model_card.md")
     sources |= {name: made.evaluation / name for name in judged}
+    sources[PREPROCESSING] = made.ingest / PREPROCESSING
     sources |= {name: parts / name for name in ("patients.json", "reference.parquet")}
     lineage = read_lineage(made.version, made.features, made.model, __version__)
     bundle = write_bundle(staged / "bundle", sources, lineage, read_sequences(made.model), datetime.now(UTC))
@@ -196,7 +200,11 @@ def _decide(
     checks = check_alone(tested["poor_outcome"], tested["p"], limits)
     if seen.version is None:
         return _verdict(answer, checks)
-    champion = registry.fetch(seen.version)
+    try:
+        champion = registry.fetch(seen.version)
+    except BundleError as error:
+        reason = f"champion {seen.version} cannot be read ({error}); move the alias with --to if it is to go"
+        return answer.model_copy(update={"reason": reason, "checks": checks})
     kept, refusal = _fair(tested, candidate, champion)
     if refusal:
         return answer.model_copy(update={"reason": refusal, "checks": checks})
@@ -245,6 +253,13 @@ def _fair(tested: "pd.DataFrame", candidate: Bundle, champion: Bundle) -> "tuple
             f"champion {champion.version} reads {', '.join(champion.manifest.sequences)}, the candidate "
             f"{', '.join(candidate.manifest.sequences)}: they cannot read the same patients; move the alias "
             "with --to if that is meant"
+        )
+        return tested, reason
+    other = champion.preprocessing().unlike(candidate.preprocessing())
+    if other:
+        reason = (
+            f"champion {champion.version} was trained under another preprocessing ({', '.join(other)}), so "
+            "its facts are not those of these patients; move the alias with --to if that is meant"
         )
         return tested, reason
     return tested[~tested["pseudonym"].isin(then.learned_from())].reset_index(drop=True), ""
