@@ -26,7 +26,7 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 STARTED = re.compile(r"^Executing task '([\w-]+)'")
 CACHED = re.compile(r"^Task ([\w-]+) cache hit")
 FINISHED = re.compile(r"^Task '([\w-]+)' finished with status (\w+)")
-SAID = re.compile(r"^\s*willis\.errors\.(\w+: .+)$")
+SAID = re.compile(r"^\s*willis\.errors\.(\w+: .+?)\n\s*$", re.MULTILINE | re.DOTALL)
 LOG_TAIL_LINES = 25
 
 
@@ -107,7 +107,7 @@ def run_training(
         with log.open("a") as sink, contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
             task = pipeline(cohort=str(cohort), cohort_digest=digest)
     except RuntimeError as error:
-        raise StepError(f"{_failed(watch)} failed: {_reason(log)}") from error
+        raise StepError(f"{_failed(watch)} failed: {reason_in(log)}") from error
     finally:
         root.removeFilter(watch)
         root.setLevel(level)
@@ -143,7 +143,7 @@ def run_monitoring(since: datetime, until: datetime, params: Params, run: Path) 
         with log.open("a") as sink, contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
             task = pipeline(since=since.isoformat(), until=until.isoformat())
     except RuntimeError as error:
-        raise StepError(f"monitor failed: {_reason(log)}") from error
+        raise StepError(f"monitor failed: {reason_in(log)}") from error
     return MonitorSummary.model_validate_json((Path(task.outputs["drift"].path) / "monitor.json").read_text())
 
 
@@ -160,8 +160,8 @@ def _failed(watch: _Watch) -> str:
     return next(iter(running), None) or (list(watch.started) or ["the pipeline"])[-1]
 
 
-def _reason(log: Path) -> str:
+def reason_in(log: Path) -> str:
     """What the step said on purpose; the end of its log where it said nothing."""
     lines = ANSI.sub("", log.read_text(errors="replace")).splitlines()[-LOG_TAIL_LINES:]
-    said = [match[1] for line in lines if (match := SAID.match(line))]
+    said = SAID.findall("\n".join(lines) + "\n")
     return f"{said[-1]}\n(the whole log: {log})" if said else "\n".join([f"the end of {log}:", *lines])
