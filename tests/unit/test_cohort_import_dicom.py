@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from pydicom import Dataset
 
-from tests.fixtures.dicom import SHAPE, patient, ramp, write_series, write_study
+from tests.fixtures.dicom import SHAPE, patient, ramp, write_enhanced, write_series, write_study
 from willis.cohort.bids import read_cohort
 from willis.cohort.deidentify import (
     Pseudonyms,
@@ -149,6 +149,86 @@ def test_a_folder_without_dicom_is_an_error(tmp_path: Path) -> None:
 def test_the_published_key_and_short_ones_are_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(SettingsError, match="WILLIS_PSEUDONYM_KEY"):
         import_dicom(tmp_path, tmp_path / "out", key)
+
+
+TRACE = {"SeriesDescription": "ep2d_diff b1000", "ImageType": ["DERIVED", "PRIMARY", "DIFFUSION", "TRACEW"]}
+NAMED = {
+    "FrameContentSequence": {"FrameComments": "Quillfeather, fell at the harbour", "StackID": "Thaddeus"},
+    "RequestAttributesSequence": {"ReferringPhysicianName": "Wintergreen^Ottoline"},
+}
+
+
+def inverted(time_ms: float) -> dict[str, Any]:
+    """What an enhanced inversion recovery says, and where."""
+    modifier = {"InversionRecovery": "YES", "InversionTimes": time_ms}
+    return {"SeriesDescription": "ir", "shared": {"MRModifierSequence": modifier}}
+
+
+def test_enhanced_objects_of_one_volume_are_used_and_what_their_frames_name_is_removed(
+    tmp_path: Path,
+) -> None:
+    who, folder, t1 = patient(), tmp_path / "s", {"SeriesDescription": "T1 FLAIR"}
+    write_enhanced(folder, who, 1, (1000.0,), **TRACE, frame=NAMED)
+    write_enhanced(folder, who, 2, (None,), **inverted(2500.0), frame=NAMED)
+    write_enhanced(folder, who, 3, (None,), **inverted(860.0) | t1)
+    write_series(folder, who, 4, SeriesDescription="FLAIR, two slices only", InversionTime=2500.0)
+    for surplus in sorted((tmp_path / "s").glob("s04-*"))[2:]:
+        surplus.unlink()
+    import_dicom(tmp_path / "s", tmp_path / "out", KEY)
+    (study,) = read_cohort(tmp_path / "out").studies
+    assert [name for name, _ in study.volumes()] == ["dwi", "flair"]
+    for _, path in study.volumes():
+        image = nib.as_closest_canonical(nib.load(path))
+        assert np.array_equal(np.asarray(image.dataobj), ramp()[::-1, ::-1, :])
+        assert image.header.get_zooms() == pytest.approx((2.0, 2.5, 5.0))
+    values = {path.name.rsplit("_", 1)[1]: json.loads(path.read_text()) for path in study.sidecars}
+    assert values["dwi.json"]["DiffusionBValue"] == 1000
+    assert values["FLAIR.json"]["InversionTime"] == 2.5
+    text = everything(tmp_path / "out").lower()
+    assert [secret for secret in SECRETS if secret.lower() in text] == []
+
+
+@pytest.mark.parametrize(
+    ("b_values", "changes", "reason"),
+    [
+        ((0.0, 1000.0), {}, "none of its 1 series is a DWI trace"),
+        ((1000.0, 1000.0), {}, "none of its 1 series is a DWI trace"),
+        (
+            (1000.0,),
+            {"ManufacturerModelName": "of GREENHALGH", "frame": {"PatientName": "Greenhalgh^Una"}},
+            "still holds something identifying",
+        ),
+        (
+            (1000.0,),
+            {"frame": {"PatientName": "Greenhalgh^Una"}, "private": [(0x29, 0x10, "LO", "of Greenhalgh")]},
+            r"private element \(0029,1010\)",
+        ),
+        (
+            (1000.0,),
+            {"private": [(0x29, 0x10, "LO", "scan of Quillfeather")]},
+            r"private element \(0029,1010\)",
+        ),
+    ],
+)
+def test_an_enhanced_object_of_several_volumes_or_with_a_surprise_in_a_frame_is_refused(
+    tmp_path: Path, b_values: tuple[float, ...], changes: dict[str, Any], reason: str
+) -> None:
+    write_series(
+        tmp_path / "s" / "good", patient(PatientID="GOOD-77812", PatientName="Fernsby^Ada"), 1, **DWI
+    )
+    write_enhanced(tmp_path / "s" / "bad", patient(), 1, b_values, **TRACE | changes)
+    summary = import_dicom(tmp_path / "s", tmp_path / "out", KEY)
+    (item,) = summary.rejected
+    assert item.patient_id == patient_pseudonym("HOSP-0047113", KEY)
+    assert re.search(reason, item.reason)
+    assert "greenhalgh" not in everything(tmp_path / "out").lower()
+
+
+def test_a_folder_of_which_nothing_can_be_used_is_an_error_with_the_first_reason(tmp_path: Path) -> None:
+    write_series(tmp_path / "s", patient(), 1, SeriesDescription="T2 TSE")
+    with pytest.raises(CohortError, match="1 were rejected; the first reason is: none of its 1 series"):
+        import_dicom(tmp_path / "s", tmp_path / "out", KEY)
+    assert not (tmp_path / "out").exists()
 
 
 def header(**what: Any) -> list[_Slice]:

@@ -46,13 +46,16 @@ _OTHER_NAMES = (
     "ReferringPhysicianName", "PerformingPhysicianName", "NameOfPhysiciansReadingStudy", "OperatorsName",
     "RequestingPhysician", "PhysiciansOfRecord",
 )  # fmt: skip
-_DATES = ("PatientBirthDate", "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate")
+_DATES = (
+    "PatientBirthDate", "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "AcquisitionDateTime",
+    "FrameAcquisitionDateTime", "FrameReferenceDateTime",
+)  # fmt: skip
 _PATIENT_PHRASES = ("PatientID", "OtherPatientIDs", "PatientAddress", "PatientTelephoneNumbers")
 _PHRASES = (
     *_PATIENT_PHRASES, "AccessionNumber", "StudyID", "PatientComments", "AdditionalPatientHistory",
-    "Occupation", "ImageComments", "InstitutionName", "InstitutionAddress", "InstitutionalDepartmentName",
-    "StationName", "DeviceSerialNumber", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID",
-    "FrameOfReferenceUID",
+    "Occupation", "ImageComments", "FrameComments", "InstitutionName", "InstitutionAddress",
+    "InstitutionalDepartmentName", "StationName", "DeviceSerialNumber", "StudyInstanceUID",
+    "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID",
 )  # fmt: skip
 _TITLES = ("mr", "mrs", "ms", "dr", "med", "prof", "phd", "jr", "sr")
 _WORD = re.compile(r"[^\W_]+(?:[.-][^\W_]+)*")
@@ -110,6 +113,7 @@ def identifying_words(datasets: Iterable["Dataset"]) -> frozenset[str]:
 
     The words of names (a physician's only from three letters on, because initials are also sequence codes);
     dates as DICOM and as ISO write them; whole ids, addresses, comments and UIDs of three characters or more.
+    Each is looked for at every depth, since enhanced objects keep texts in the groups of their frames.
     """
     words: set[str] = set()
     for dataset in datasets:
@@ -127,19 +131,26 @@ def patient_words(dataset: "Dataset") -> frozenset[str]:
 
 
 def _name_words(dataset: "Dataset", keywords: Iterable[str]) -> set[str]:
-    text = " ".join(text for keyword in keywords for text in _texts(dataset.get(keyword)))
+    text = " ".join(_texts_under(dataset, keywords))
     return set(_WORD.findall(text.lower().replace("^", " ").replace("=", " "))) - set(_TITLES)
 
 
 def _date_words(dataset: "Dataset", keywords: Iterable[str]) -> set[str]:
-    texts = [text for keyword in keywords for text in _texts(dataset.get(keyword))]
-    dates = [text for text in texts if re.fullmatch(r"\d{8}", text)]
+    found = (re.match(r"\d{8}", text) for text in _texts_under(dataset, keywords))
+    dates = [start.group() for start in found if start]
     return {*dates, *(f"{text[:4]}-{text[4:6]}-{text[6:]}" for text in dates)}
 
 
 def _phrases(dataset: "Dataset", keywords: Iterable[str]) -> set[str]:
     texts = [text.strip().lower() for keyword in keywords for text in _texts(dataset.get(keyword))]
     return {text for text in texts if len(text) >= 3}
+
+
+def _texts_under(dataset: "Dataset", keywords: Iterable[str]) -> list[str]:
+    """The texts of these attributes, at the top and in all sequences."""
+    wanted = frozenset(keywords)
+    found = (element.value for element in dataset.iterall() if element.keyword in wanted)
+    return [text for value in found for text in _texts(value)]
 
 
 def _texts(value: Any) -> list[str]:
@@ -231,10 +242,14 @@ def age_of(dataset: "Dataset") -> str | None:
 
 def scan_time(dataset: "Dataset", shift: timedelta) -> str | None:
     """The shifted time of acquisition in ISO 8601, or None where the header has no date."""
-    for kind in ("Acquisition", "Series", "Study"):
-        day = _date(str(dataset.get(f"{kind}Date", "") or ""))
+    kinds = ("Acquisition", "Series", "Study")
+    parts = [(dataset.get(f"{kind}Date"), dataset.get(f"{kind}Time")) for kind in kinds]
+    texts = [f"{date or '':8}{time or ''}" for date, time in parts]
+    texts.insert(1, str(dataset.get("AcquisitionDateTime") or ""))
+    for text in texts:
+        day = _date(text)
         if day is not None:
-            clock = re.match(r"(\d{2})(\d{2})(\d{2})", str(dataset.get(f"{kind}Time", "") or ""))
+            clock = re.match(r"\d{8}(\d{2})(\d{2})(\d{2})", text)
             hour, minute, second = map(int, clock.groups()) if clock else (12, 0, 0)
             moment = day.replace(hour=hour, minute=minute, second=min(second, 59)) + shift
             return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -8,9 +8,11 @@ Which series is which (the first rule that fits; MR only; localizers, reformats 
 - flair: a description with flair, dark fluid or tirm, or an inversion recovery with an echo time of 60 ms or
   more; in both cases an inversion time of 1600-3500 ms, where the header has one (a T1 FLAIR has less)
 
-Among several series of a kind the one with the most slices counts, and of equals the last. A study stops,
-with the reason, when the header says that text is burned into the pixels, when a private element holds the
-patient's name or id, or when anything identifying is found in what would be kept.
+An enhanced (multi-frame) object counts as the slices that its frames are, so that an object with several
+b-values is no volume and is not used. Among several series of a kind the one with the most slices counts, and
+of equals the last. A study stops, with the reason, when the header says that text is burned into the pixels,
+when a private element holds the patient's name or id, or when anything identifying is found in what would be
+kept.
 """
 
 import os
@@ -36,6 +38,7 @@ from willis.cohort.deidentify import (
     scan_time,
     scrub_volume,
 )
+from willis.cohort.frames import b_values, number_of, positions, text_of
 from willis.cohort.hospital_table import join_rows, read_hospital_table
 from willis.cohort.intake import (
     ImportSummary,
@@ -201,7 +204,7 @@ def choose_series(slices: list[_Slice]) -> dict[str, list[_Slice]]:
 
 
 def _preference(series: list[_Slice]) -> tuple[int, int]:
-    return len(series), int(series[0].header.get("SeriesNumber") or 0)
+    return sum(len(positions(item.header)) for item in series), int(series[0].header.get("SeriesNumber") or 0)
 
 
 def identify(series: list[_Slice]) -> tuple[str, list[_Slice]]:
@@ -225,8 +228,9 @@ def identify(series: list[_Slice]) -> tuple[str, list[_Slice]]:
 
 
 def _is_flair(header: "Dataset", text: str) -> bool:
-    inversion, echo = (float(header.get(name) or 0) for name in ("InversionTime", "EchoTime"))
-    recovery = "IR" in str(header.get("ScanningSequence", "")) and echo >= 60 and inversion > 0
+    inversion = number_of(header, "InversionTime", "InversionTimes")
+    inverted = "IR" in text_of(header, "ScanningSequence") or text_of(header, "InversionRecovery") == "YES"
+    recovery = inverted and inversion > 0 and number_of(header, "EchoTime", "EffectiveEchoTime") >= 60
     named = re.search(r"flair|dark.?fluid|tirm", text) is not None
     return (named or recovery) and (inversion == 0 or 1600 <= inversion <= 3500)
 
@@ -241,25 +245,17 @@ def b_value(header: "Dataset") -> float | None:
             if first:
                 # GE adds 1e9 to the b-value of a series that holds several.
                 return float(int(first[1]) % 1_000_000)
-    for frames in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-        values = {
-            float(part.DiffusionBValue)
-            for frame in header.get(frames) or ()
-            for part in frame.get("MRDiffusionSequence") or ()
-            if "DiffusionBValue" in part
-        }
-        if len(values) == 1:
-            return values.pop()
+    of_frames = b_values(header)
+    if of_frames:
+        return min(of_frames) if len(of_frames) == 1 else None
     words = f"{header.get('SequenceName', '')} {header.get('SeriesDescription', '')}"
     named = re.search(r"(?<![a-z])b[ _=]?(\d{3,4})(?!\d)", words.lower())
     return float(named[1]) if named else None
 
 
 def _is_one_volume(series: list[_Slice]) -> bool:
-    if len(series) == 1:
-        return True
-    places = {tuple(item.header.get("ImagePositionPatient") or ()) for item in series}
-    return len(places) == len(series)
+    places = [place for item in series for place in positions(item.header)]
+    return len(set(places)) == len(places)
 
 
 def _convert(study: StudyFiles, sequence: str, series: list[_Slice], work: Path, release: Path) -> None:

@@ -96,6 +96,8 @@ def join_rows(rows: Mapping[str, Mapping[str, str | None]], clinical: ClinicalTa
     """Join what the headers say with what the table says; where both have a value, the table's counts."""
     import pandas as pd
 
+    if not rows:
+        return clinical.frame.head(0)
     imaging = pd.DataFrame(list(rows.values()), dtype=object).set_index("participant_id")
     table = clinical.frame.set_index("participant_id")
     joined = table[table.index.isin(imaging.index)].combine_first(imaging)
