@@ -66,6 +66,7 @@ class LoadedBundle:
             created_at=manifest.created_at,
             sequences=list(manifest.sequences),
             licence=manifest.licence,
+            outcome=manifest.outcome,
             intended_use=manifest.intended_use,
             notice=manifest.notice,
             lineage=ModelLineage(**{name: getattr(lineage, name) for name in ModelLineage.model_fields}),

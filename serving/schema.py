@@ -9,6 +9,7 @@ from willis.casework import ClinicalRow, Facts, Findings, Report
 NOTICE = "For research only. Not a medical device; not for diagnosis or treatment of any patient."
 FILE_PARTS = ("dwi", "adc", "flair", "lesion", "planes")
 MAX_REPORT_CHARACTERS = 8000
+_PROBABILITY = "Calibrated P(mRS 3-6), at the time that `outcome` of /v1/model tells."
 
 PatientId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$")]
 Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}$")]
@@ -87,7 +88,7 @@ class PredictionAnswer(Message):
     created_at: AwareDatetime
     notice: str = NOTICE
     bundle_version: str
-    probability: float = Field(ge=0, le=1, description="Calibrated P(mRS 3-6 at 90 days).")
+    probability: float = Field(ge=0, le=1, description=_PROBABILITY)
     prediction_set: list[Outcome] = Field(
         description="Outcomes that cannot be excluded at the bundle's coverage (split conformal)."
     )
@@ -132,6 +133,9 @@ class ModelAnswer(Message):
     created_at: AwareDatetime
     sequences: list[str]
     licence: str
+    outcome: Literal["mrs_90d", "mrs"] = Field(
+        description="What was learned: the Rankin scale at 90 days, or `mrs` at another or unknown time."
+    )
     intended_use: str
     notice: str
     lineage: ModelLineage

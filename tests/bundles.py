@@ -40,4 +40,4 @@ def a_bundle(folder: Path, seed: int = 0, reference: pd.DataFrame | None = None)
         (parts / name).write_text(text)
     sources = {path.name: path for path in parts.iterdir()}
     lineage = Lineage(cohort_md5="abc.dir", git_revision="0" * 40, git_dirty=False)
-    return write_bundle(folder / f"bundle-{seed}", sources, lineage, ("dwi", "adc"), NOON)
+    return write_bundle(folder / f"bundle-{seed}", sources, lineage, ("dwi", "adc"), NOON, "mrs_90d")

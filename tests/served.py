@@ -31,6 +31,7 @@ from willis.stores.registry import Registry
 
 SMALL = IngestParams(shape=(22, 26, 13), spacing_mm=(8.0, 8.0, 12.0))
 FULL = IngestParams()
+MADE_AT = datetime(2026, 5, 1, tzinfo=UTC)
 CLINICAL = {
     "age": 71,
     "sex": "F",
@@ -83,7 +84,7 @@ def small_bundle(
     (parts / "model_card.md").write_text("# Untrained\n")
     sources = {path.name: path for path in parts.iterdir()}
     lineage = Lineage(cohort_md5="0" * 32 + ".dir", git_revision="a" * 40, git_dirty=False)
-    return write_bundle(folder, sources, lineage, ingest.sequences, datetime(2026, 5, 1, tzinfo=UTC))
+    return write_bundle(folder, sources, lineage, ingest.sequences, MADE_AT, "mrs_90d")
 
 
 def publish(bundle: Bundle, settings: Settings, alias: str = "champion") -> None:

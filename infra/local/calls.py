@@ -20,7 +20,8 @@ def stream_calls(cohort: Path, params: IngestParams, ingested: Path) -> list[Cal
 
     Args:
         cohort: canonical cohort.
-        params: the section `ingest`, for the column mapping.
+        params: the section `ingest`, for the column mapping, and for what the outcome is: one at another time
+            than 90 days is not told to the endpoint.
         ingested: output folder of `ingest`, for the splits.
 
     Raises:
@@ -33,7 +34,8 @@ def stream_calls(cohort: Path, params: IngestParams, ingested: Path) -> list[Cal
     studies = [study for study in found.studies if study.patient_id in patients][:NUM_STREAM]
     if not studies:
         raise CohortError(f"{cohort} has no patient whom training has not seen; bring more patients")
-    return [_call(study, rows.get(study.patient_id)) for study in studies]
+    is_at_90_days = params.outcome_column == "mrs_90d"
+    return [_call(study, rows.get(study.patient_id), is_at_90_days) for study in studies]
 
 
 def _unseen(cohort: Cohort, ingested: Path) -> set[str]:
@@ -45,11 +47,11 @@ def _unseen(cohort: Cohort, ingested: Path) -> set[str]:
     return set(splits.loc[splits["split"] == "test", "patient_id"])
 
 
-def _call(study: StudyFiles, row: "pd.Series[Any] | None") -> Call:
+def _call(study: StudyFiles, row: "pd.Series[Any] | None", is_at_90_days: bool) -> Call:
     if row is None:
         return Call(study, None, None, None)
     clinical = {name: _plain(row[name]) for name in (column.name for column in CLINICAL_COLUMNS)}
-    mrs, scanner = _plain(row["mrs"]), _plain(row["scanner"])
+    mrs, scanner = _plain(row["mrs"]) if is_at_90_days else None, _plain(row["scanner"])
     return Call(
         study=study,
         clinical=clinical if any(value is not None for value in clinical.values()) else None,

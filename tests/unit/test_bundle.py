@@ -9,7 +9,15 @@ import pytest
 
 from tests.bundles import NOON, a_bundle
 from willis.errors import BundleError
-from willis.models.bundle import MANIFEST, Bundle, Lineage, read_manifest, version_of, write_bundle
+from willis.models.bundle import (
+    MANIFEST,
+    Bundle,
+    Lineage,
+    intended_use,
+    read_manifest,
+    version_of,
+    write_bundle,
+)
 
 
 @pytest.fixture
@@ -34,6 +42,17 @@ def test_a_bundle_loads_as_it_was_written(bundle: Bundle) -> None:
     assert "research only" in loaded.manifest.notice
 
 
+def test_the_intended_use_claims_what_was_learned_and_no_more(bundle: Bundle) -> None:
+    assert bundle.manifest.intended_use == intended_use("mrs_90d", ("dwi", "adc"), ())
+    assert "(mRS 3-6) at 90 days for adults" in bundle.manifest.intended_use
+    assert "from DWI, ADC, the table" in bundle.manifest.intended_use
+    discharge = intended_use("mrs", ("lesion",), ("flair",))
+    assert "at a time not known to be 90 days" in discharge
+    assert "at 90 days" not in discharge
+    assert "from a lesion mask, FLAIR planes, the table" in discharge
+    assert "DWI" not in discharge
+
+
 def test_the_version_is_the_digest_of_the_sorted_names_and_digests(bundle: Bundle) -> None:
     pairs = sorted(
         [path.name, hashlib.sha256(path.read_bytes()).hexdigest()]
@@ -47,7 +66,7 @@ def test_the_version_is_the_digest_of_the_sorted_names_and_digests(bundle: Bundl
 
 def test_equal_files_give_an_equal_version_at_another_time_and_place(bundle: Bundle, tmp_path: Path) -> None:
     again = write_bundle(
-        tmp_path / "again", sources_of(bundle), Lineage(), ("dwi", "adc"), NOON + timedelta(days=9)
+        tmp_path / "again", sources_of(bundle), Lineage(), ("dwi", "adc"), NOON + timedelta(days=9), "mrs_90d"
     )
     assert again.version == bundle.version
 
@@ -56,7 +75,9 @@ def test_one_other_byte_gives_another_version(bundle: Bundle, tmp_path: Path) ->
     card = tmp_path / "card.md"
     card.write_text("# Another card\n")
     sources = sources_of(bundle) | {"model_card.md": card}
-    assert write_bundle(tmp_path / "b", sources, Lineage(), ("dwi",), NOON).version != bundle.version
+    assert (
+        write_bundle(tmp_path / "b", sources, Lineage(), ("dwi",), NOON, "mrs_90d").version != bundle.version
+    )
 
 
 def test_a_changed_file_is_refused_by_name(bundle: Bundle) -> None:
@@ -93,7 +114,7 @@ def test_weights_that_are_a_pickle_are_refused_under_any_name(bundle: Bundle, tm
     pickled.write_bytes(pickle.dumps({"layer.weight": [1.0] * 40}))
     sources = sources_of(bundle) | {"model.safetensors": pickled}
     with pytest.raises(BundleError, match="no safetensors file"):
-        write_bundle(tmp_path / "b", sources, Lineage(), ("dwi",), NOON)
+        write_bundle(tmp_path / "b", sources, Lineage(), ("dwi",), NOON, "mrs_90d")
     assert not (tmp_path / "b").exists()
 
 
@@ -117,7 +138,7 @@ def test_a_folder_that_is_no_bundle_is_named(tmp_path: Path) -> None:
 def test_a_missing_source_leaves_nothing_behind(bundle: Bundle, tmp_path: Path) -> None:
     sources = sources_of(bundle) | {"evaluation.json": tmp_path / "absent.json"}
     with pytest.raises(BundleError, match=r"absent.json does not exist"):
-        write_bundle(tmp_path / "b", sources, Lineage(), ("dwi",), NOON)
+        write_bundle(tmp_path / "b", sources, Lineage(), ("dwi",), NOON, "mrs_90d")
     assert not (tmp_path / "b").exists()
 
 
@@ -125,4 +146,4 @@ def test_an_incomplete_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> None
     sources = sources_of(bundle)
     del sources["reference.parquet"]
     with pytest.raises(BundleError, match=r"does not list reference.parquet"):
-        write_bundle(tmp_path / "b", sources, Lineage(), ("dwi",), NOON)
+        write_bundle(tmp_path / "b", sources, Lineage(), ("dwi",), NOON, "mrs_90d")

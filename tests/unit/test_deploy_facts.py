@@ -21,6 +21,8 @@ def _bundle(folder: Path, *facts: str) -> Bundle:
         sequences=("dwi",),
         feature_service=None,
         lineage=Lineage(),
+        outcome="mrs_90d",
+        intended_use="",
     )
     return Bundle(folder, manifest)
 

@@ -251,6 +251,19 @@ def test_a_bundle_carries_the_preprocessing_of_its_ingest(made: Made) -> None:
     assert found == Preprocessing.of(IngestParams(sequences=SEQUENCES, shape=SHAPE), None)
 
 
+@pytest.mark.parametrize(
+    ("outcome", "said"), [("mrs_90d", "(mRS 3-6) at 90 days"), ("mrs", "not known to be 90 days")]
+)
+def test_a_bundle_is_meant_for_the_outcome_of_its_cohort(made: Made, outcome: str, said: str) -> None:
+    folder = made.root / "ingest-outcome"
+    shutil.copytree(made.ingest, folder)
+    summary = json.loads((folder / "ingest.json").read_text())
+    (folder / "ingest.json").write_text(json.dumps(summary | {"outcome": outcome}))
+    manifest = made.registry.fetch(made.promote(ingest=folder).version).manifest
+    assert manifest.outcome == outcome
+    assert said in manifest.intended_use
+
+
 def test_a_champion_of_another_preprocessing_is_not_compared(made: Made) -> None:
     champion = made.promote()
     folder = made.root / "ingest-other"

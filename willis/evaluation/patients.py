@@ -14,6 +14,7 @@ from willis.evaluation.metrics import Numbers
 from willis.evaluation.results import ModalityCount, SplitCount
 from willis.imaging.shards import StudyArrays
 from willis.inference import Case, case_of_row, read_training_table
+from willis.models.bundle import Outcome
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class Ingested:
     """What ingest.json says that an evaluation repeats."""
 
-    outcome: str
+    outcome: Outcome
     spacing_mm: tuple[float, float, float]
 
     @classmethod
@@ -38,7 +39,8 @@ class Ingested:
             raise StepError(f"{path} is missing; run `willis ingest` to make {ingest}")
         found: dict[str, Any] = json.loads(path.read_text())
         x, y, z = found.get("spacing_mm", (1.0, 1.0, 1.0))
-        return cls(str(found.get("outcome", "mrs")), (float(x), float(y), float(z)))
+        outcome: Outcome = "mrs_90d" if found.get("outcome") == "mrs_90d" else "mrs"
+        return cls(outcome, (float(x), float(y), float(z)))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ The version is derived from the content: equal files give an equal version, on e
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -43,11 +43,12 @@ REQUIRED = (
 )
 SAFE_SUFFIXES = (".safetensors", ".json", ".parquet", ".md", ".png")
 LICENCE = "Apache-2.0"
-INTENDED_USE = (
-    "Research on outcome after ischemic stroke: probability of poor outcome (mRS 3-6) at 90 days for adults "
-    "with MRI-proven ischemic stroke, from DWI, ADC and FLAIR, the table at admission and the MRI report. "
-    "Out of scope: diagnosis, decisions on treatment or on its withdrawal, children, haemorrhagic stroke."
-)
+Outcome = Literal["mrs_90d", "mrs"]
+_WHEN = {
+    "mrs_90d": "at 90 days",
+    "mrs": "as the source of the cohort gives it, at a time not known to be 90 days,",
+}
+_VOLUMES = {"dwi": "DWI", "adc": "ADC", "flair": "FLAIR", "lesion": "a lesion mask"}
 NOTICE = "For research only. Not a medical device; not for diagnosis or treatment of any patient."
 _SAFETENSORS_HEADER_LIMIT = 100_000_000
 R = TypeVar("R", bound=BaseModel)
@@ -108,7 +109,8 @@ class Manifest(Record):
     feature_service: str | None
     lineage: Lineage
     licence: str = LICENCE
-    intended_use: str = INTENDED_USE
+    outcome: Outcome
+    intended_use: str
     notice: str = NOTICE
     amendments: tuple[Amendment, ...] = ()
 
@@ -187,6 +189,7 @@ def write_bundle(
     lineage: Lineage,
     sequences: tuple[str, ...],
     created_at: datetime,
+    outcome: Outcome,
 ) -> Bundle:
     """Copy a bundle's files into a new folder, write its manifest and load it back.
 
@@ -196,6 +199,7 @@ def write_bundle(
         lineage: what the manifest says of the model's origin.
         sequences: the MRI sequences that the network was configured for.
         created_at: recorded, and no part of the version.
+        outcome: what was learned: the Rankin scale at 90 days, or at the time of the source.
 
     Raises:
         BundleError: the folder exists, or the result would not load.
@@ -217,11 +221,26 @@ def write_bundle(
         sequences=sequences,
         feature_service=lineage.feature_service,
         lineage=lineage,
+        outcome=outcome,
+        intended_use=intended_use(
+            outcome, sequences, read_record(staged / PREPROCESSING, Preprocessing).planes
+        ),
     )
     (staged / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
     Bundle.load(staged)
     staged.replace(folder)
     return Bundle(folder, manifest)
+
+
+def intended_use(outcome: Outcome, sequences: Sequence[str], planes: Sequence[str]) -> str:
+    """Say what a model may be used for, claiming no more than it learned from."""
+    volumes = [*(_VOLUMES[name] for name in sequences), *(f"{_VOLUMES[name]} planes" for name in planes)]
+    return (
+        f"Research on outcome after ischemic stroke: probability of poor outcome (mRS 3-6) {_WHEN[outcome]} "
+        f"for adults with MRI-proven ischemic stroke, from {', '.join(volumes)}, the table at admission and "
+        "the MRI report. Out of scope: diagnosis, decisions on treatment or on its withdrawal, children, "
+        "haemorrhagic stroke."
+    )
 
 
 def version_of(digests: Mapping[str, str]) -> str:

@@ -13,6 +13,7 @@ from willis import __version__
 from willis.cohort.schema import SPLITS
 from willis.errors import BundleError, InputError, StepError
 from willis.evaluation.gate import GateCheck, GateLimits, check_against_champion, check_alone
+from willis.evaluation.patients import Ingested
 from willis.models.bundle import Bundle, SeenPatients, write_bundle
 from willis.models.lineage import read_lineage, read_sequences
 from willis.models.preprocessing import PREPROCESSING
@@ -154,7 +155,8 @@ def _write_candidate(made: _Made, staged: Path, num_reference: int, key: str) ->
     sources[PREPROCESSING] = made.ingest / PREPROCESSING
     sources |= {name: parts / name for name in ("patients.json", "reference.parquet")}
     lineage = read_lineage(made.version, made.features, made.model, __version__)
-    bundle = write_bundle(staged / "bundle", sources, lineage, read_sequences(made.model), datetime.now(UTC))
+    sequences, outcome = read_sequences(made.model), Ingested.read(made.ingest).outcome
+    bundle = write_bundle(staged / "bundle", sources, lineage, sequences, datetime.now(UTC), outcome)
     shutil.rmtree(parts)
     return bundle
 
