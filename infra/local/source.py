@@ -130,7 +130,6 @@ def _soop(folder: Path, root: Path, params: Params) -> Source:
         streams={"ordinary": lambda: cohort, "new_scanner": None},
         absent={
             "ceiling": "real patients: nobody knows their true probabilities",
-            "astral": "the SOOP table lacks ASTRAL's items (onset, visual field, glucose, consciousness)",
             "new_scanner": "the derived SOOP set does not name its scanners",
         },
     )

@@ -20,7 +20,11 @@ TIMEOUT_S = 60
 
 
 class StreamRun(BaseModel):
-    """What a stream of requests got back."""
+    """What a stream of requests got back.
+
+    Attributes:
+        bundle_version: what the answers say who gave them; several in the order of the first answers.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -50,6 +54,7 @@ class Reply:
     """One answer: an id, or the problem."""
 
     prediction_id: str | None
+    bundle_version: str | None
     milliseconds: float
     problem: str | None
     outcome_recorded: bool
@@ -71,11 +76,10 @@ def send_stream(url: str, calls: Sequence[Call]) -> StreamRun:
     """Send every call and wait for all answers; a failed one is counted and told, never raised."""
     since = datetime.now(UTC)
     with httpx.Client(base_url=url, timeout=TIMEOUT_S) as client, ThreadPoolExecutor(NUM_CALLERS) as pool:
-        version = client.get("/v1/model").raise_for_status().json()["bundle_version"]
         replies = list(pool.map(lambda call: _ask(client, call), calls))
     answered = [reply for reply in replies if reply.prediction_id]
     return StreamRun(
-        bundle_version=version,
+        bundle_version=", ".join(dict.fromkeys(reply.bundle_version or "" for reply in answered)),
         since=since,
         until=datetime.now(UTC),
         num_predictions=len(answered),
@@ -98,11 +102,14 @@ def _ask(client: httpx.Client, call: Call) -> Reply:
             answer = client.post("/v1/predictions", data={"request": form_of(call)}, files=files)
         milliseconds = (time.perf_counter() - started) * 1000
         if answer.status_code >= 400:
-            return Reply(None, milliseconds, f"{answer.status_code} {answer.text[:300]}", False)
-        prediction_id = answer.json()["prediction_id"]
-        return Reply(prediction_id, milliseconds, None, _tell_outcome(client, prediction_id, call.mrs_90d))
+            return Reply(None, None, milliseconds, f"{answer.status_code} {answer.text[:300]}", False)
+        told = answer.json()
+        prediction_id, version = told["prediction_id"], told["bundle_version"]
+        recorded = _tell_outcome(client, prediction_id, call.mrs_90d)
+        return Reply(prediction_id, version, milliseconds, None, recorded)
     except httpx.HTTPError as error:
-        return Reply(None, (time.perf_counter() - started) * 1000, f"{type(error).__name__}: {error}", False)
+        milliseconds = (time.perf_counter() - started) * 1000
+        return Reply(None, None, milliseconds, f"{type(error).__name__}: {error}", False)
 
 
 def _tell_outcome(client: httpx.Client, prediction_id: str, mrs_90d: int | None) -> bool:

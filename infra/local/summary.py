@@ -56,8 +56,9 @@ class BundlePart(Part):
 
 
 class ServingPart(Part):
-    """Both streams together."""
+    """Both streams together; `bundle_version` is what the answers name, promoted or not."""
 
+    bundle_version: str
     num_predictions: int
     num_failed: int
     p50_ms: float | None
@@ -100,7 +101,11 @@ class Summary(Part):
             table.add_row(f"  {name}", "not measured" if auc is None else f"{auc:.3f}")
         table.add_row("bundle", f"{self.bundle.version} ({self.bundle.reason})")
         s = self.serving
-        table.add_row("served", f"{s.num_predictions} predictions, {s.num_failed} failed, p50 {s.p50_ms} ms")
+        table.add_row(
+            "served",
+            f"{s.num_predictions} predictions by {s.bundle_version}, {s.num_failed} failed, "
+            f"p50 {s.p50_ms} ms",
+        )
         for name, window in self.monitoring.items():
             drift = "not to be had here" if window is None else f"drift: {window.drift} ({window.reason})"
             table.add_row(f"window {name}", drift)
@@ -128,17 +133,18 @@ def summarise(circle: "Circle", stages: dict[str, StageRun], page: Path, cost: C
     version = CohortVersion.model_validate_json((out["version"] / "version.json").read_text())
     training = TrainSummary.model_validate_json((out["train"] / "train.json").read_text())
     promotion = Promotion.model_validate_json((out["promote"] / "promotion.json").read_text())
+    evaluation = read_evaluation(out["evaluate"])
     return Summary(
         cohort=CohortPart(
             title=circle.source.title, num_patients=_num_patients(out["ingest"]), dvc_md5=version.md5
         ),
         training=TrainingPart(num_workers=training.num_workers, epochs=training.epochs),
-        evaluation=_evaluation(read_evaluation(out["evaluate"])),
+        evaluation=_evaluation(evaluation),
         bundle=BundlePart(version=promotion.version, moved=promotion.moved, reason=promotion.reason),
         serving=_serving(circle),
         monitoring=_windows(circle),
         steps=stages,
-        absent=circle.source.absent,
+        absent=circle.source.absent | _not_measured(evaluation),
         cost=cost,
         page=str(page),
     )
@@ -163,10 +169,18 @@ def _evaluation(found: Evaluation) -> EvaluationPart:
     )
 
 
+def _not_measured(found: Evaluation) -> dict[str, str]:
+    """A reason for everything that the summary's evaluation has no number for."""
+    ceiling = {} if found.ceiling else {"ceiling": found.ceiling_reason}
+    rivals = (*found.baselines, *found.scores)
+    return ceiling | {rival.name: rival.note for rival in rivals if rival.auc is None}
+
+
 def _serving(circle: "Circle") -> ServingPart:
     runs = [run for run in circle.streams.values() if run is not None]
     times = [run.p50_ms for run in runs if run.p50_ms is not None]
     return ServingPart(
+        bundle_version=", ".join(dict.fromkeys(run.bundle_version for run in runs)),
         num_predictions=sum(run.num_predictions for run in runs),
         num_failed=sum(run.num_failed for run in runs),
         p50_ms=round(sum(times) / len(times), 1) if times else None,
