@@ -66,7 +66,7 @@ browser:
 	  { echo 'the browser tests need Chromium: install the package chromium, then run make test again' >&2; exit 1; }
 
 bench: $(READY)
-	for name in cohort training_loop request_latency; do \
+	for name in cohort training_loop request_latency real_patients; do \
 	  $(BIN)/python -m benchmarks.$$name --json build/bench/$$name.json; \
 	done
 
