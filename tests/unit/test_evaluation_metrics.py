@@ -102,14 +102,6 @@ def test_metrics_at_a_threshold_by_hand():
     assert found.f1.value == pytest.approx(4 / 6)
 
 
-@pytest.mark.parametrize(("num_patients", "error"), [(136, 0.044), (300, 0.029), (1000, 0.016)])
-def test_the_expected_standard_error_is_the_known_one(num_patients, error):
-    """Figures of docs/method.md for an AUC of .80 and a third of poor outcomes, to a thousandth or so."""
-    poor = round(num_patients * 0.3)
-    found = metrics.standard_error_of_auc(0.8, poor, num_patients - poor)
-    assert found == pytest.approx(error, abs=0.0025)
-
-
 def test_one_class_only_is_refused_with_the_count():
     with pytest.raises(CohortError, match="0 of 4 outcomes are poor"):
         metrics.auc([0, 0, 0, 0], [0.1, 0.2, 0.3, 0.4])

@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from willis.evaluation.metrics import Numbers, checked, percentile_interval
 from willis.evaluation.results import CalibrationResult, ReliabilityBin
-from willis.models.decision import logit, sigmoid, tempered
+from willis.models.decision import logit, sigmoid
 
 NUM_BINS = 10
 MIN_FOR_TEMPERATURE = 20
@@ -135,11 +135,6 @@ def choose_temperature(outcome: Numbers, probability: Numbers) -> tuple[float, s
             f"fitting takes {MIN_FOR_TEMPERATURE} and both classes"
         )
     return fit_temperature(outcome, probability), ""
-
-
-def apply_temperature(probability: Numbers, temperature: float) -> Numbers:
-    """Return calibrated probabilities (the same road as serving)."""
-    return tempered(probability, temperature)
 
 
 def _newton(design: Numbers, outcome: Numbers, offset: Numbers) -> Numbers | None:

@@ -15,7 +15,6 @@ from willis.errors import CohortError, ShapeError
 from willis.evaluation.results import Interval, ThresholdMetrics
 
 Numbers: TypeAlias = npt.NDArray[np.float64]
-NAMES_AT_THRESHOLD = ("accuracy", "f1", "sensitivity", "specificity")
 
 
 def checked(outcome: npt.ArrayLike, score: npt.ArrayLike, place: str) -> tuple[Numbers, Numbers]:
@@ -191,13 +190,6 @@ def percentile_interval(value: float, draws: Numbers, confidence: float) -> Inte
     tail = (1 - confidence) / 2
     low, high = np.quantile(usable, [tail, 1 - tail])
     return Interval(value=value, low=float(low), high=float(high))
-
-
-def standard_error_of_auc(area: float, num_poor: int, num_good: int) -> float:
-    """Expected standard error of an AUC before any data are seen (Hanley and McNeil, Radiology 143:29)."""
-    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
-    spread = (num_poor - 1) * (q1 - area**2) + (num_good - 1) * (q2 - area**2)
-    return float(np.sqrt((area * (1 - area) + spread) / (num_poor * num_good)))
 
 
 def _midranks(values: Numbers) -> Numbers:

@@ -377,13 +377,3 @@ class TrimodalNetwork(nn.Module):
     def num_parameters(self) -> int:
         """Trained numbers, the frozen text encoder not among them."""
         return sum(parameter.numel() for parameter in self.parameters())
-
-
-def without_outcome(batch: Batch) -> Batch:
-    """The batch as serving sees it: no targets, every row counts."""
-    return replace(
-        batch,
-        outcome=torch.full_like(batch.outcome, torch.nan),
-        grade=torch.full_like(batch.grade, torch.nan),
-        weight=torch.ones_like(batch.weight),
-    )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from willis.cohort.schema import CLINICAL_COLUMNS, MODALITIES
+from willis.cohort.schema import CLINICAL_COLUMNS
 from willis.errors import ShapeError
 from willis.monitoring.results import Group, Kind
 
@@ -143,11 +143,6 @@ def sample_reference(
     ]
     rows = pd.concat(parts, axis=1).sort_values("patient", kind="stable")
     return rows.head(num_rows).reset_index(drop=True)
-
-
-def presence_columns() -> tuple[str, ...]:
-    """Return the names of the presence columns, in the order of MODALITIES."""
-    return tuple(f"has_{name}" for name in MODALITIES)
 
 
 def _kind(values: "pd.Series") -> Kind | None:
