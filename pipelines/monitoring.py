@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from kfp import compiler, dsl
 
 from components.monitor import monitor
-from pipelines.training import on_cluster
+from pipelines.cluster import on_cluster
 from willis.params import Params, load_params
 
 

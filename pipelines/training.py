@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kfp import compiler, dsl, kubernetes
+from kfp import compiler, dsl
 
 from components.deploy import deploy
 from components.evaluate import evaluate
@@ -19,34 +19,10 @@ from components.promote import promote
 from components.report import report
 from components.train import train
 from components.version import version
-from willis.params import Params, load_params
+from pipelines.cluster import on_cluster
+from willis.errors import WillisError
+from willis.params import Params, TrainParams, load_params, parse_section
 from willis.provenance import code_digest
-
-SECRET = "willis"
-SECRET_KEYS = {
-    "database-url": "WILLIS_DATABASE_URL",
-    "s3-access-key": "WILLIS_S3_ACCESS_KEY",
-    "s3-secret-key": "WILLIS_S3_SECRET_KEY",
-    "pseudonym-key": "WILLIS_PSEUDONYM_KEY",
-    "report-api-key": "WILLIS_REPORT_API_KEY",
-}
-CONFIG_MAP = "willis"
-CONFIG_KEYS = {
-    name.lower().replace("_", "-"): f"WILLIS_{name}"
-    for name in (
-        "RAY_ADDRESS",
-        "RAY_DASHBOARD_URL",
-        "ENDPOINT_URL",
-        "REGISTRY",
-        "OBJECT_STORE",
-        "S3_ENDPOINT_URL",
-        "DVC_REMOTE",
-        "FEAST_ONLINE",
-        "REPORT_URL",
-    )
-}
-CPU, MEMORY = "4", "16Gi"
-
 
 COMPONENTS: dict[str, tuple[Callable[..., dsl.PipelineTask], tuple[str, ...]]] = {
     "version": (version, ("cohort", "cohort_digest")),
@@ -91,9 +67,11 @@ def graph(
     Args:
         params: one section per step.
         with_deploy: append the deploy step; `make demo` deploys by itself.
-        num_gpus: GPUs that the training step requests; 0 where the Ray cluster brings its own.
+        num_gpus: GPUs that the training step requests and trains on, one worker each; 0 leaves params as they
+            are (train.use_gpu: true without a request is for a Ray cluster that brings its own).
         cluster: mount the secret and the config map that hold the settings.
     """
+    params = _on_gpus(params, num_gpus) if num_gpus else params
     sections = {name: section.model_dump(mode="json") for name, section in params if name != "cohort"}
 
     @dsl.pipeline(
@@ -111,6 +89,12 @@ def graph(
         return Outputs(**{name: tasks[step].outputs[name] for step, name in OUTPUTS.items()})
 
     return training
+
+
+def _on_gpus(params: Params, num_gpus: int) -> Params:
+    section = params.train.model_dump() | {"use_gpu": True, "num_workers": num_gpus}
+    train = parse_section(TrainParams, section, f"--gpus {num_gpus}")
+    return params.model_copy(update={"train": train})
 
 
 def _steps(cohort: str, cohort_digest: str, sections: dict[str, Any]) -> dict[str, dsl.PipelineTask]:
@@ -135,14 +119,6 @@ def _deploy(promotion: dsl.PipelineTask, sections: dict[str, Any]) -> dsl.Pipeli
     return task.set_caching_options(enable_caching=False)
 
 
-def on_cluster(task: dsl.PipelineTask) -> None:
-    """Give a task what a cluster must be told: limits, retries, and where its settings come from."""
-    task.set_cpu_limit(CPU).set_memory_limit(MEMORY)
-    task.set_retry(num_retries=2, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="600s")
-    kubernetes.use_secret_as_env(task, secret_name=SECRET, secret_key_to_env=SECRET_KEYS)
-    kubernetes.use_config_map_as_env(task, config_map_name=CONFIG_MAP, config_map_key_to_env=CONFIG_KEYS)
-
-
 def main() -> None:
     """Compile to YAML."""
     parser = argparse.ArgumentParser(
@@ -150,13 +126,16 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("build/training.yaml"), help="YAML file to write")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default arguments")
-    parser.add_argument("--gpus", type=int, default=0, help="GPUs that the training step requests")
+    gpus = "GPUs that training requests; sets train.use_gpu, and train.num_workers to their number"
+    parser.add_argument("--gpus", type=int, default=0, help=gpus)
     parser.add_argument("--no-deploy", action="store_true", help="end with the promotion")
     arguments = parser.parse_args()
+    try:
+        params = load_params(arguments.params)
+        pipeline = graph(params, with_deploy=not arguments.no_deploy, num_gpus=arguments.gpus)
+    except WillisError as error:
+        parser.error(str(error))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    pipeline = graph(
-        load_params(arguments.params), with_deploy=not arguments.no_deploy, num_gpus=arguments.gpus
-    )
     compiler.Compiler().compile(pipeline, str(arguments.out))
     print(f"{arguments.out}: submit it with `willis pipeline submit {arguments.out} --host https://...`")
 

@@ -1,5 +1,6 @@
 """KFP, DVC and the library agree on which step reads which."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,11 @@ import pytest
 from kfp import compiler
 from ruamel.yaml import YAML
 
-from pipelines import monitoring, training
+from pipelines import cluster, monitoring, training
+from willis.errors import ParamsError
 from willis.params import Params, load_params
 from willis.provenance import GRAPH, code_digests
+from willis.settings import Settings
 
 DVC_FOLDERS = {"features": "featurize"}
 
@@ -93,6 +96,25 @@ def test_the_training_step_requests_the_gpus(compiled: dict[str, Any]) -> None:
     assert "accelerator" not in executors["exec-evaluate"]["container"]["resources"]
 
 
+def test_the_gpus_that_are_requested_are_trained_on(compiled: dict[str, Any]) -> None:
+    inputs = compiled["spec"]["root"]["dag"]["tasks"]["train"]["inputs"]["parameters"]
+    params = inputs["params"]["runtimeValue"]["constant"]
+    assert (params["use_gpu"], params["num_workers"]) == (True, 2)
+
+
+def test_without_a_request_training_is_as_the_parameters_say(tmp_path: Path) -> None:
+    path = tmp_path / "training.yaml"
+    compiler.Compiler().compile(training.graph(Params(), with_deploy=False), str(path))
+    tasks = next(iter(YAML(typ="safe").load_all(path)))["root"]["dag"]["tasks"]
+    params = tasks["train"]["inputs"]["parameters"]["params"]["runtimeValue"]["constant"]
+    assert (params["use_gpu"], params["num_workers"]) == (False, Params().train.num_workers)
+
+
+def test_a_negative_number_of_gpus_is_refused() -> None:
+    with pytest.raises(ParamsError, match="num_workers is -1; .*--gpus -1"):
+        training.graph(Params(), with_deploy=False, num_gpus=-1)
+
+
 def test_every_task_has_limits_and_retries(compiled: dict[str, Any]) -> None:
     for name, task in compiled["spec"]["root"]["dag"]["tasks"].items():
         container = compiled["spec"]["deploymentSpec"]["executors"][f"exec-{name}"]["container"]
@@ -101,12 +123,54 @@ def test_every_task_has_limits_and_retries(compiled: dict[str, Any]) -> None:
         assert task["retryPolicy"]["maxRetryCount"] == 2
 
 
-def test_every_task_takes_its_secrets_from_the_cluster(compiled: dict[str, Any]) -> None:
+def _variables(compiled: dict[str, Any], task: str, source: str) -> dict[str, bool]:
+    """Variable -> whether its key may be absent, of what a task takes from the secret or the config map."""
     executors = compiled["platform"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    return {
+        item["envVar"]: entry.get("optional", False)
+        for entry in executors[f"exec-{task}"][source]
+        for item in entry["keyToEnv"]
+    }
+
+
+def test_every_task_is_given_every_setting_that_is_not_local(compiled: dict[str, Any]) -> None:
+    expected = {f"WILLIS_{name.upper()}" for name in Settings.model_fields if name not in cluster.LOCAL}
     for name in compiled["spec"]["root"]["dag"]["tasks"]:
-        secret = executors[f"exec-{name}"]["secretAsEnv"][0]
-        variables = {item["envVar"] for item in secret["keyToEnv"]}
-        assert {"WILLIS_S3_SECRET_KEY", "WILLIS_DATABASE_URL"} <= variables
+        secrets = _variables(compiled, name, "secretAsEnv")
+        config = _variables(compiled, name, "configMapAsEnv")
+        assert secrets.keys() | config.keys() == expected | {cluster.RAY_VARIABLE}
+        assert not secrets.keys() & config.keys()
+
+
+def test_whatever_is_secret_comes_from_the_secret(compiled: dict[str, Any]) -> None:
+    named = {field for field in Settings.model_fields if "Secret" in str(Settings.model_fields[field])}
+    secrets = _variables(compiled, "train", "secretAsEnv").keys() - {cluster.RAY_VARIABLE}
+    assert secrets == {f"WILLIS_{name.upper()}" for name in named - cluster.LOCAL.keys()}
+
+
+def test_a_setting_without_a_value_of_its_own_may_be_absent_and_no_other(compiled: dict[str, Any]) -> None:
+    variables = _variables(compiled, "train", "secretAsEnv") | _variables(compiled, "train", "configMapAsEnv")
+    assert variables.pop(cluster.RAY_VARIABLE)
+    assert {name for name, optional in variables.items() if optional} == {
+        "WILLIS_RAY_AUTH_TOKEN", "WILLIS_ATLAS", "WILLIS_API_KEYS", "WILLIS_REPORT_API_KEY",
+        "WILLIS_S3_ENDPOINT_URL", "WILLIS_S3_ACCESS_KEY", "WILLIS_S3_SECRET_KEY",
+    }  # fmt: skip
+
+
+def test_every_local_setting_exists_and_has_a_reason() -> None:
+    assert cluster.LOCAL.keys() <= Settings.model_fields.keys()
+    assert all(cluster.LOCAL.values())
+
+
+def test_the_manifest_of_the_settings_names_every_key_and_no_other(repository: Path) -> None:
+    text = (repository / "infra" / "k8s" / "settings.yaml").read_text()
+    given, secret = YAML(typ="safe").load_all(text)
+    assert (given["kind"], secret["kind"]) == ("ConfigMap", "Secret")
+    assert {given["metadata"]["name"], secret["metadata"]["name"]} == {cluster.CONFIG_MAP, cluster.SECRET}
+    assert given["data"].keys() == cluster.CONFIG_KEYS[False].keys()
+    assert secret["stringData"].keys() == cluster.SECRET_KEYS[False].keys()
+    absent = set(re.findall(r"^  # ([a-z0-9-]+): ", text, re.MULTILINE))
+    assert absent == cluster.CONFIG_KEYS[True].keys() | cluster.SECRET_KEYS[True].keys()
 
 
 def test_no_secret_stands_in_the_compiled_pipeline(compiled: dict[str, Any]) -> None:
