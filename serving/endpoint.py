@@ -177,6 +177,7 @@ class Endpoint:
         patient_id = submission.request.patient_id
         key = self.settings.pseudonym_key.get_secret_value()
         state = request.scope["state"]
+        made = case.logged()
         return PredictionRow(
             prediction_id=answer.prediction_id,
             created_at=answer.created_at,
@@ -192,8 +193,16 @@ class Endpoint:
             patient=pseudonym(patient_id, key) if patient_id else None,
             site=submission.request.site,
             scanner=submission.request.scanner,
+            table=made.table,
+            facts=made.facts,
+            report=made.report,
+            report_text=made.report_text,
+            report_writer=made.report_writer,
+            report_model=made.report_model,
+            report_prompt_hash=made.report_prompt_hash,
+            grounding_score=made.grounding_score,
+            feature_times=made.feature_times,
             latency_ms=(time.perf_counter() - state["started"]) * 1000,
-            **case.log_columns(),
         )
 
     async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:

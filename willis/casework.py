@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -66,6 +66,21 @@ class CaseReport:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class LoggedCase:
+    """The part of a prediction's log row that its case decides; the fields are those of `PredictionRow`."""
+
+    table: Mapping[str, float | str | None]
+    facts: Mapping[str, float | str | None]
+    report: Mapping[str, float | str | None]
+    report_text: str | None
+    report_writer: str | None
+    report_model: str | None
+    report_prompt_hash: str | None
+    grounding_score: float | None
+    feature_times: Mapping[str, str]
+
+
 @dataclass(frozen=True, eq=False)
 class PreparedCase:
     """A case for the model with everything that an answer says about its making."""
@@ -76,21 +91,21 @@ class PreparedCase:
     warnings: tuple[str, ...]
     feature_times: Mapping[str, str] = field(default_factory=dict)
 
-    def log_columns(self) -> dict[str, Any]:
-        """Return the fields of a prediction's log row that the case decides."""
+    def logged(self) -> LoggedCase:
+        """Return what the case decides of a prediction's log row."""
         table, written = self.case.table, self.report.report
         columns = report_columns(written.findings) if written else {}
-        return {
-            "table": {} if table is None else {c.name: getattr(table, c.name) for c in CLINICAL_COLUMNS},
-            "facts": self.facts.to_row() if self.facts else {},
-            "report": {name.removeprefix("r_"): value for name, value in columns.items()},
-            "report_text": self.report.text,
-            "report_writer": written.writer if written else None,
-            "report_model": written.model if written else None,
-            "report_prompt_hash": written.prompt_hash if written else None,
-            "grounding_score": self.report.grounding_score,
-            "feature_times": self.feature_times,
-        }
+        return LoggedCase(
+            table={} if table is None else {c.name: getattr(table, c.name) for c in CLINICAL_COLUMNS},
+            facts=self.facts.to_row() if self.facts else {},
+            report={name.removeprefix("r_"): value for name, value in columns.items()},
+            report_text=self.report.text,
+            report_writer=written.writer if written else None,
+            report_model=written.model if written else None,
+            report_prompt_hash=written.prompt_hash if written else None,
+            grounding_score=self.report.grounding_score,
+            feature_times=self.feature_times,
+        )
 
 
 class Caseworker:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from infra.local.source import NUM_STREAM
 from infra.local.stream import Call
 from willis.cohort.bids import Cohort, StudyFiles, read_cohort
-from willis.cohort.schema import CLINICAL_COLUMNS
+from willis.cohort.schema import CLINICAL_COLUMNS, ClinicalRow
 from willis.cohort.table import clean_table
 from willis.errors import CohortError
 from willis.params import IngestParams
@@ -50,15 +50,15 @@ def _unseen(cohort: Cohort, ingested: Path) -> set[str]:
 def _call(study: StudyFiles, row: "pd.Series[Any] | None", is_at_90_days: bool) -> Call:
     if row is None:
         return Call(study, None, None, None)
-    clinical = {name: _plain(row[name]) for name in (column.name for column in CLINICAL_COLUMNS)}
+    clinical = ClinicalRow(**{column.name: _plain(row[column.name]) for column in CLINICAL_COLUMNS})
     mrs, scanner = _plain(row["mrs"]) if is_at_90_days else None, _plain(row["scanner"])
     return Call(
         study=study,
-        clinical=clinical if any(value is not None for value in clinical.values()) else None,
+        clinical=None if clinical.is_empty() else clinical,
         scanner=None if scanner is None else str(scanner),
         mrs_90d=None if mrs is None else int(float(str(mrs))),
     )
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> Any:
     return None if value is None or value != value else value

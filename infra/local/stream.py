@@ -14,6 +14,7 @@ import httpx
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from willis.cohort.bids import StudyFiles
+from willis.cohort.schema import ClinicalRow
 
 NUM_CALLERS = 2
 TIMEOUT_S = 60
@@ -44,7 +45,7 @@ class Call:
     """One patient to ask about, and what became of that patient where it is known."""
 
     study: StudyFiles
-    clinical: dict[str, object] | None
+    clinical: ClinicalRow | None
     scanner: str | None
     mrs_90d: int | None
 
@@ -63,7 +64,8 @@ class Reply:
 def form_of(call: Call) -> str:
     """The JSON part of a request."""
     space = "mni152" if call.study.in_standard_space else "native"
-    return json.dumps({"clinical": call.clinical, "scanner": call.scanner, "space": space})
+    clinical = None if call.clinical is None else call.clinical.model_dump(mode="json", exclude_none=True)
+    return json.dumps({"clinical": clinical, "scanner": call.scanner, "space": space})
 
 
 def files_of(study: StudyFiles) -> dict[str, str]:

@@ -13,23 +13,40 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 from willis.errors import CohortError
 from willis.outputs import NO_SPACE
 
 _PLAN, _LOCK = ".plan.json", ".lock"
+Summary = TypeVar("Summary", bound=BaseModel)
 
 
-def plan_of(params: Mapping[str, Any], sources: Iterable[Path]) -> dict[str, Any]:
-    """What decides the bytes: the parameters, and the code that turns them into files."""
+class Plan(BaseModel):
+    """What decides the bytes of a folder: the parameters, and the code that turns them into files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    params: dict[str, JsonValue]
+    code: str
+
+
+def plan_of(params: Mapping[str, JsonValue], sources: Iterable[Path]) -> Plan:
+    """The plan of these parameters and of the code as it stands on disk."""
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    plan: dict[str, Any] = json.loads(json.dumps({"params": dict(params), "code": digest[:16]}))
-    return plan
+    return Plan(params=dict(params), code=digest[:16])
 
 
-def finished(out: Path, record: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
+def finished(out: Path, record: Path, plan: Plan, kind: type[Summary]) -> Summary | None:
     """The summary of what stands at `out` if it was made by the same plan; None if nothing stands there.
+
+    Args:
+        out: the whole folder.
+        record: where in it a JSON file holds `plan` and `summary`.
+        plan: the plan asked for.
+        kind: what the summary is.
 
     Raises:
         CohortError: something else stands there.
@@ -38,16 +55,15 @@ def finished(out: Path, record: Path, plan: Mapping[str, Any]) -> dict[str, Any]
         return None
     try:
         found = json.loads((out / record).read_text())
-        if found["plan"] == plan:
-            summary: dict[str, Any] = found["summary"]
-            return summary
+        if Plan.model_validate(found["plan"]) == plan:
+            return kind.model_validate(found["summary"])
     except (OSError, ValueError, KeyError):
         pass
     raise CohortError(f"{out} is taken by something else; remove it or choose another folder (--out)")
 
 
 @contextmanager
-def staged(out: Path, plan: Mapping[str, Any], *, num_bytes: int) -> Iterator[Path]:
+def staged(out: Path, plan: Plan, *, num_bytes: int) -> Iterator[Path]:
     """Give a hidden folder to build in; move it to `out` if the block ends well.
 
     Args:
@@ -80,10 +96,10 @@ def _held(partial: Path) -> Iterator[None]:
         yield
 
 
-def _start(partial: Path, plan: Mapping[str, Any]) -> None:
+def _start(partial: Path, plan: Plan) -> None:
     """Go on with what the same plan left, or empty the folder."""
     path = partial / _PLAN
-    text = json.dumps(plan)
+    text = plan.model_dump_json()
     if path.is_file() and path.read_text() == text:
         return
     for found in partial.iterdir():

@@ -108,12 +108,12 @@ def synthesise(out: Path, params: CohortParams, *, purpose: str = "evaluation") 
     out = out.resolve()
     asked = params.model_dump(mode="json", exclude={"num_workers"}) | {"purpose": chosen}
     plan = plan_of(asked, (Path(__file__).parents[1] / name for name in _SOURCES))
-    done = finished(out, _SUMMARY, plan)
+    done = finished(out, _SUMMARY, plan, CohortSummary)
     if done is not None:
-        return CohortSummary.model_validate(done)
+        return done
     with staged(out, plan, num_bytes=params.num_patients * _BYTES_PER_PATIENT) as partial:
         summary = _build(partial, params, chosen)
-        record = {"plan": plan, "summary": summary.model_dump(mode="json")}
+        record = {"plan": plan.model_dump(mode="json"), "summary": summary.model_dump(mode="json")}
         _write_json(partial / _SUMMARY, record)
     return summary
 
