@@ -1,7 +1,12 @@
 """What docs and README say is true of the code."""
 
+import argparse
+import importlib
 import re
 import shlex
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -15,8 +20,22 @@ from willis.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-COMMAND = re.compile(r"^ {4}((?:willis|make) .+)$", re.MULTILINE)
-COMMANDS = sorted({(page.name, line) for page in PAGES for line in COMMAND.findall(page.read_text())})
+SOURCES = [*PAGES, REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "benchmarks").glob("[!_]*.py"))]
+# On a line of their own, or between backquotes in a sentence.
+LINE = re.compile(r"^ {4}((?:willis|make|python -m) .+)$", re.MULTILINE)
+QUOTED = re.compile(r"`((?:make|python -m) [^`\n]+)`")
+COMMANDS = sorted(
+    {
+        (page.name, line)
+        for page in SOURCES
+        for how in (LINE, QUOTED)
+        for line in how.findall(page.read_text())
+    }
+)
+
+
+class _ParsedError(Exception):
+    """The arguments were accepted; raised in place of doing what they ask for."""
 
 
 def test_the_parameter_page_is_what_make_docs_writes() -> None:
@@ -43,11 +62,62 @@ def test_every_setting_says_what_it_means() -> None:
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS, ids=lambda value: value[:60])
 def test_a_command_in_the_docs_parses_as_written(page: str, line: str) -> None:
-    words = shlex.split(line.split("  ")[0].partition("#")[0].replace("\\", ""))
+    words = shlex.split(re.sub(r"[][\\]", "", line.split("  ")[0].partition("#")[0]))
     if words[0] == "make":
-        assert f"\n{words[1]}:" in (REPOSITORY / "Makefile").read_text()
-        return
-    _parse(typer.main.get_command(app), words[1:])
+        _find_targets(words[1:])
+    elif words[0] == "python":
+        _parse_module(words[2], words[3:])
+    else:
+        _parse(typer.main.get_command(app), words[1:])
+
+
+def test_a_command_with_a_wrong_target_module_or_option_is_found() -> None:
+    with pytest.raises(AssertionError, match="no target dmeo"):
+        _find_targets(["dmeo", "DATA=soop:PATH"])
+    with pytest.raises(AssertionError, match="no module"):
+        _parse_module("pipelines.trainnig", [])
+    with pytest.raises(SystemExit):
+        _parse_module("pipelines.training", ["--out", "x.yaml", "--cpus", "1"])
+
+
+@pytest.mark.parametrize("pipeline", ["training", "monitoring"])
+def test_the_pipelines_compile_by_their_documented_commands(pipeline: str, tmp_path: Path) -> None:
+    module = f"pipelines.{pipeline}"
+    lines = {line for _, line in COMMANDS if line.startswith(f"python -m {module} ")}
+    assert lines
+    for number, line in enumerate(sorted(lines)):
+        words = shlex.split(line)[3:]
+        words[words.index("--out") + 1] = str(tmp_path / f"{number}.yaml")
+        done = subprocess.run(
+            [sys.executable, "-m", module, *words],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert "pipelineInfo" in (tmp_path / f"{number}.yaml").read_text()
+
+
+def _find_targets(words: list[str]) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    for word in words:
+        assert "=" in word or word == "|" or word in targets, f"the Makefile has no target {word}"
+
+
+def _parse_module(name: str, words: list[str]) -> None:
+    """Let the module's own parser read the words, and stop before it acts on them."""
+
+    def parse_and_stop(parser: argparse.ArgumentParser, *_: object) -> argparse.Namespace:
+        unknown = parser.parse_known_args(words)[1]
+        if unknown:
+            parser.error(f"unrecognised: {unknown}")
+        raise _ParsedError
+
+    assert find_spec(name) is not None, f"there is no module {name}"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(_ParsedError):
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+        importlib.import_module(name).main()
 
 
 def _parse(command: click.Command, words: list[str]) -> None:
