@@ -238,8 +238,8 @@ class Head(nn.Module):
 class Roads(nn.Module):
     """A straight way from each modality to the logit, past the fusion: sum_m b_m u_m . x_m, from zero.
 
-    Without it a few hundred patients do not suffice to use a modality that another one outshines: layer
-    norm takes the size from a vector, and the fusion learns from the strongest modality alone.
+    Layer norm takes the size from a vector, and a few hundred patients can teach a fusion the strongest
+    modality alone; a sum is learned from few.
     """
 
     def __init__(self, width: int) -> None:
