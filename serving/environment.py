@@ -5,18 +5,22 @@ demo, the tests, a cluster's manifest.
 """
 
 import os
+import secrets
 import socket
 from contextlib import ExitStack
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+REPLICA_PORTS = range(20_000, 32_000)
+PORTS_PER_HEAD = 100
 
 
 def serve_environment(scratch: Path, drain_s: int = 30) -> dict[str, str]:
     """Return the variables for one Ray head on this machine.
 
     HAProxy is the ingress; its files and ports are this head's own, because by default every Serve of a
-    machine would share them.
+    machine would share them: a port that a replica of one just left may be taken by a replica of another,
+    and be asked for predictions by the first one's HAProxy.
 
     Args:
         scratch: an existing folder of this Ray head's own, short enough for Unix sockets.
@@ -24,6 +28,8 @@ def serve_environment(scratch: Path, drain_s: int = 30) -> dict[str, str]:
     """
     path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     metrics, stats = free_ports(2)
+    block = free_block()
+    http, grpc = block[: len(block) // 2], block[len(block) // 2 :]
     return {
         "PYTHONPATH": path,
         "OMP_NUM_THREADS": "1",
@@ -36,10 +42,32 @@ def serve_environment(scratch: Path, drain_s: int = 30) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_HAPROXY_NBTHREAD": "2",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(http[0]),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(http[-1]),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(grpc[0]),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(grpc[-1]),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(drain_s),
         # Serve gives its ingress 5 s to come up, which a busy machine does not keep.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     }
+
+
+def free_block() -> range:
+    """Return neighbouring loopback ports that are free now, drawn so that two heads seldom get the same."""
+    while True:
+        at = secrets.randbelow(len(REPLICA_PORTS) // PORTS_PER_HEAD) * PORTS_PER_HEAD
+        block = REPLICA_PORTS[at : at + PORTS_PER_HEAD]
+        if all(map(_is_free, block)):
+            return block
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def free_ports(count: int) -> list[int]:

@@ -19,6 +19,7 @@ from infra.local.summary import Summary, summarise
 from pipelines.local import StepRun
 from tests.evaluations import an_evaluation, rival
 from willis.cohort.bids import StudyFiles
+from willis.cohort.schema import ClinicalRow
 from willis.params import Params, TrainParams
 from willis.steps.promote import Promotion
 from willis.steps.train import TrainSummary
@@ -116,6 +117,6 @@ def url() -> Iterator[str]:
 
 
 def test_a_stream_names_the_bundle_of_its_answers(url: str) -> None:
-    calls = [Call(StudyFiles("sub-1", "sub-1"), {"age": 70}, None, None)] * 3
+    calls = [Call(StudyFiles("sub-1", "sub-1"), ClinicalRow(age=70), None, None)] * 3
     run = send_stream(url, calls)
     assert (run.bundle_version, run.num_predictions, run.num_outcomes) == ("that answered", 3, 0)
