@@ -7,11 +7,14 @@ demo, the tests, a cluster's manifest.
 import os
 import secrets
 import socket
-from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-REPLICA_PORTS = range(20_000, 32_000)
+# Below what Linux gives to outgoing connections (32768 and up): a port drawn from there could be the near end
+# of some connection when, a minute later, a server wants to listen on it.
+SERVER_PORTS = range(20_000, 26_000)
+REPLICA_PORTS = range(26_000, 32_000)
 PORTS_PER_HEAD = 100
 
 
@@ -71,9 +74,9 @@ def _is_free(port: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return loopback ports that are free now, no two alike."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """Return loopback ports to listen on that are free now, no two alike."""
+    drawn = secrets.SystemRandom().sample(SERVER_PORTS, len(SERVER_PORTS))
+    found = list(islice(filter(_is_free, drawn), count))
+    if len(found) < count:
+        raise OSError(f"fewer than {count} ports of {SERVER_PORTS} are free on loopback")
+    return found

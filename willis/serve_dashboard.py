@@ -1,7 +1,7 @@
 """Ray's dashboard as `deploy` uses it: the Serve REST interface and the log reader."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,8 @@ class _ServeNotReadyError(RayError):
 
 
 @dataclass(frozen=True)
-class ReplicaLog:
-    """Where one replica writes."""
+class ActorLog:
+    """Where one replica, or the ingress of one node, writes."""
 
     node_id: str
     path: str
@@ -37,7 +37,7 @@ class Application:
     message: str
     deployed_at: float
     config: Mapping[str, Any]
-    logs: tuple[ReplicaLog, ...] = ()
+    logs: tuple[ActorLog, ...] = ()
 
     @property
     def is_running(self) -> bool:
@@ -60,6 +60,7 @@ class ServeState:
 
     bind: str | None
     applications: Mapping[str, Application] = field(default_factory=dict)
+    ingress_logs: tuple[ActorLog, ...] = ()
 
     def others(self, name: str) -> list[Mapping[str, Any]]:
         """Return the configs of all applications but one: a config that omits them would remove them."""
@@ -105,7 +106,8 @@ class Dashboard:
         http = details.get("http_options") if details.get("proxies") or details.get("applications") else None
         bind = f"{http['host']}:{http['port']}" if http else None
         found = details.get("applications", {})
-        return ServeState(bind, {name: _application(name, item) for name, item in found.items()})
+        applications = {name: _application(name, item) for name, item in found.items()}
+        return ServeState(bind, applications, _ingress_logs(details.get("proxies", {}).values()))
 
     def put(self, config: Mapping[str, Any], within_s: float) -> None:
         """Give Serve its whole config; starting Serve can fail on a busy machine, and is tried again.
@@ -123,9 +125,9 @@ class Dashboard:
                     raise
             time.sleep(_RETRY_S)
 
-    def log_tail(self, application: Application) -> str:
-        """Return the end of the log of the replica that most likely shows what went wrong, or nothing."""
-        sick_first = sorted(application.logs, key=lambda log: log.state == "RUNNING")
+    def log_tail(self, logs: Iterable[ActorLog]) -> str:
+        """Return the end of the log that most likely shows what went wrong, or nothing."""
+        sick_first = sorted(logs, key=lambda log: log.state == "RUNNING")
         for log in sick_first:
             query = {"node_id": log.node_id, "filename": log.path.lstrip("/"), "lines": str(_LOG_LINES)}
             try:
@@ -178,10 +180,19 @@ def _application(name: str, item: Mapping[str, Any]) -> Application:
         deployed_at=float(item.get("last_deployed_time_s", 0)),
         config=item.get("deployed_app_config") or {},
         logs=tuple(
-            ReplicaLog(replica["node_id"], replica["log_file_path"], str(replica.get("state")))
+            ActorLog(replica["node_id"], replica["log_file_path"], str(replica.get("state")))
             for replica in replicas
             if replica.get("node_id") and replica.get("log_file_path")
         ),
+    )
+
+
+def _ingress_logs(proxies: Iterable[Mapping[str, Any]]) -> tuple[ActorLog, ...]:
+    """The dashboard names the log of an ingress that came up; that of one that did not has the same name."""
+    return tuple(
+        ActorLog(proxy["node_id"], f"/serve/proxy_{proxy['node_ip']}.log", str(proxy.get("status")))
+        for proxy in proxies
+        if proxy.get("node_id") and proxy.get("node_ip")
     )
 
 

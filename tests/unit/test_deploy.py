@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -111,11 +112,17 @@ class _Peer(BaseHTTPRequestHandler):
     """A dashboard that answers as the test says; it keeps what was put."""
 
     state: dict[str, Any] = {}
+    logs: dict[str, str] = {}
     refusals: list[tuple[int, str]] = []
     put: list[Any] = []
 
     def do_GET(self) -> None:
-        self._answer(200, json.dumps(self.state))
+        asked = urlsplit(self.path)
+        if asked.path == "/api/v0/logs/file":
+            (name,) = parse_qs(asked.query)["filename"]
+            self._answer(*((200, self.logs[name]) if name in self.logs else (404, "")))
+        else:
+            self._answer(200, json.dumps(self.state))
 
     def do_PUT(self) -> None:
         self.put.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
@@ -133,7 +140,7 @@ class _Peer(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def peer() -> Iterator[tuple[type[_Peer], str]]:
-    handler = type("Peer", (_Peer,), {"state": {}, "refusals": [], "put": []})
+    handler = type("Peer", (_Peer,), {"state": {}, "logs": {}, "refusals": [], "put": []})
     server = HTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -204,6 +211,24 @@ def test_a_port_in_use_is_told_before_anything_is_put(peer: tuple[type[_Peer], s
     assert state.bind is None
     with pytest.raises(RayError, match="port is in use"):
         state.check_bind(url.removeprefix("http://"), url)
+
+
+def test_an_ingress_that_does_not_listen_is_told_by_its_own_log(
+    peer: tuple[type[_Peer], str], tmp_path: Path
+) -> None:
+    handler, url = peer
+    handler.state = {
+        "proxies": {"n": {"node_id": "n", "node_ip": "10.0.0.2", "status": "STARTING"}},
+        "http_options": {"host": "127.0.0.1", "port": 9},
+        "applications": {"willis": {"status": "RUNNING", "message": "", "last_deployed_time_s": 1.0}},
+    }
+    handler.logs = {"serve/proxy_10.0.0.2.log": "cannot bind socket (Address already in use)"}
+    settings = test_settings(
+        tmp_path, ray_dashboard_url=url, serve_bind="127.0.0.1:9", endpoint_url="http://127.0.0.1:9"
+    )
+    publish(small_bundle(tmp_path / "one"), settings)
+    with pytest.raises(RayError, match=r"RUNNING after 0.01 s, and nothing(.|\n)*already in use"):
+        deploy(None, DeployParams(healthy_within_s=0.01), settings, SMALL, ReportParams())
 
 
 def test_a_serve_that_is_slow_to_start_is_asked_again_and_a_bad_config_is_not(

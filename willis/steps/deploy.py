@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from sqlalchemy.engine import make_url
 
 from willis.errors import ParamsError, RayError, SettingsError
 from willis.params import DeployParams, IngestParams, ReportParams
-from willis.serve_dashboard import Application, Dashboard
+from willis.serve_dashboard import ActorLog, Application, Dashboard
 from willis.settings import DEMO_PSEUDONYM_KEY, Settings
 from willis.stores.registry import Registry
 
@@ -209,10 +210,11 @@ def _wait_until_up(
     deadline = time.monotonic() + params.healthy_within_s
     with Console(stderr=True).status(f"Deploying bundle {version} ..."):
         while True:
-            application = dashboard.state().applications.get(params.app_name)
+            state = dashboard.state()
+            application = state.applications.get(params.app_name)
             if application is not None and not application.is_same_as(before):
                 if application.has_failed:
-                    raise RayError(_failure(dashboard, application, "did not come up"))
+                    raise RayError(_failure(dashboard, application, "did not come up", application.logs))
                 if application.is_running and dashboard.answering_version(url) == version:
                     return
             if time.monotonic() > deadline:
@@ -222,9 +224,10 @@ def _wait_until_up(
         raise RayError(f"Ray at {dashboard.url} does not list the application {params.app_name!r}")
     answer = dashboard.answering_version(url) or "nothing"
     late = f"is {application.status} after {params.healthy_within_s:g} s, and {answer} answers at {url}"
-    raise RayError(_failure(dashboard, application, late))
+    logs = state.ingress_logs if application.is_running else application.logs
+    raise RayError(_failure(dashboard, application, late, logs))
 
 
-def _failure(dashboard: Dashboard, application: Application, what: str) -> str:
+def _failure(dashboard: Dashboard, application: Application, what: str, logs: Iterable[ActorLog]) -> str:
     message = re.sub(r"\x1b\[[0-9;]*m", "", application.message) or "no message"
-    return f"application {application.name!r} {what}: {message}{dashboard.log_tail(application)}"
+    return f"application {application.name!r} {what}: {message}{dashboard.log_tail(logs)}"
