@@ -23,6 +23,9 @@ from willis.training.loop import Job, Tick, World, fit
 from willis.training.metrics import EpochRecord
 
 PROGRESS, FAILURE = "progress.json", "failure.json"
+# Ray Train runs the loop in a thread, to which glibc gives an arena of its own that hands large blocks back
+# after every step; in the main arena `loop.reuse_freed_memory` keeps them.
+WORKER_VARIABLES = {"MALLOC_ARENA_MAX": "1"}
 CONNECT_WITHIN_S = 5.0
 POLL_S = 0.25
 
@@ -124,10 +127,11 @@ def _run_trainer(job: Job, out: Path) -> None:
             use_gpu=params.use_gpu,
             resources_per_worker={"CPU": params.threads_per_worker, "GPU": int(params.use_gpu)},
         ),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg]  # Ray's annotations are those of its first Train
             name=f"train-{uuid4().hex[:12]}",
             storage_path=str((out / "ray").resolve()),
             failure_config=FailureConfig(max_failures=params.max_failures),
+            worker_runtime_env={"env_vars": WORKER_VARIABLES},
         ),
     )
     try:
