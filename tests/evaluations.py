@@ -23,7 +23,7 @@ def interval(value: float, half: float = 0.1) -> Interval:
 def rival(name: str, kind: Any, value: float | None, lead: float = 0.0, half: float = 0.1) -> Rival:
     """A predictor with this AUC; without one it says why."""
     if value is None:
-        return Rival(name=name, kind=kind, auc=None, lead=None, note="fewer than half have ['delay_h', 'x']")
+        return Rival(name=name, kind=kind, auc=None, lead=None, note="fewer than half have: delay")
     return Rival(name=name, kind=kind, auc=interval(value), lead=interval(lead, half))
 
 

@@ -68,7 +68,7 @@ def write_page(circle: "Circle", path: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(bar=tables.bar, signed=tables.signed, plain=tables.plain)
+    environment.filters.update(bar=tables.bar, signed=tables.signed)
     folder = circle.steps["evaluate"].output
     evaluation, chain = read_evaluation(folder), _lineage(circle)
     html = environment.get_template(TEMPLATE.name).render(

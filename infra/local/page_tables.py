@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from willis.evaluation.results import Evaluation, Interval, Rival
+from willis.evaluation.results import Evaluation, Interval, Rival, by_falling_auc, strongest
 from willis.monitoring.results import ColumnDrift, MonitorSummary
 
 if TYPE_CHECKING:
@@ -101,8 +101,7 @@ class Link:
 
 def strongest_rival(evaluation: Evaluation) -> Rival | None:
     """The baseline or score with the largest AUC."""
-    measured = [r for r in (*evaluation.baselines, *evaluation.scores) if r.auc is not None]
-    return max(measured, key=_auc, default=None)
+    return strongest((*evaluation.baselines, *evaluation.scores))
 
 
 def better_rivals(evaluation: Evaluation) -> list[Rival]:
@@ -121,7 +120,7 @@ def rival_table(evaluation: Evaluation) -> RivalTable:
 
     def row(rival: Rival) -> RivalRow:
         mark: Literal["", "strongest"] = "strongest" if rival is best else ""
-        return RivalRow(rival.name, mark, rival.auc, rival.lead, _place(rival.auc, low), plain(rival.note))
+        return RivalRow(rival.name, mark, rival.auc, rival.lead, _place(rival.auc, low), rival.note)
 
     first = [RivalRow("Willis, all modalities", "headline", headline, None, _place(headline, low), "")]
     if e.ceiling is not None:
@@ -129,8 +128,8 @@ def rival_table(evaluation: Evaluation) -> RivalTable:
         first.append(RivalRow("true probability (ceiling)", "ceiling", area, lead, _place(area, low), ""))
     groups = (
         RivalGroup("", tuple(first)),
-        RivalGroup("Baselines", tuple(map(row, sorted(e.baselines, key=_auc, reverse=True)))),
-        RivalGroup("Bedside scores", tuple(map(row, sorted(e.scores, key=_auc, reverse=True)))),
+        RivalGroup("Baselines", tuple(map(row, by_falling_auc(e.baselines)))),
+        RivalGroup("Bedside scores", tuple(map(row, by_falling_auc(e.scores)))),
         RivalGroup("Controls: Willis with less to go on", tuple(map(row, e.controls))),
     )
     middle = _place(headline, low)
@@ -188,11 +187,6 @@ def bar(cell: ColumnDrift | None) -> float:
     return min(cell.statistic / cell.threshold, 3.0)
 
 
-def plain(text: str) -> str:
-    """A sentence without the marks of a Python list."""
-    return re.sub(r"[\[\]']", "", text).replace("_", " ")
-
-
 def signed(number: float) -> str:
     """Three decimals with a sign that is as wide as a plus; zero has none."""
     shown = f"{number:+.3f}"
@@ -207,7 +201,3 @@ def _place(interval: Interval | None, low: float) -> Bar | None:
         for number in (interval.low, interval.high, interval.value)
     )
     return Bar(round(left, 2), round(right - left, 2), round(point, 2))
-
-
-def _auc(rival: Rival) -> float:
-    return rival.auc.value if rival.auc else -1.0

@@ -111,6 +111,5 @@ def test_every_branch_of_a_lineage_is_a_link_with_its_leaves() -> None:
     ]
 
 
-def test_numbers_and_notes_read_well() -> None:
+def test_signed_numbers_read_well() -> None:
     assert [tables.signed(x) for x in (0.1, -0.0501, -0.0001)] == ["+0.100", "−0.050", "0.000"]
-    assert tables.plain("fewer have ['delay_h', 'x']") == "fewer have delay h, x"

@@ -1,5 +1,6 @@
 """What an evaluation says, typed: evaluation.json is one `Evaluation`."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -208,6 +209,17 @@ class Evaluation(Result):
             if rival.name == name:
                 return rival
         raise KeyError(name)
+
+
+def by_falling_auc(rivals: Iterable[Rival]) -> list[Rival]:
+    """Return the rivals by falling AUC, those without one last."""
+    return sorted(rivals, key=lambda rival: rival.auc.value if rival.auc else -1.0, reverse=True)
+
+
+def strongest(rivals: Iterable[Rival]) -> Rival | None:
+    """Return the rival with the largest AUC; None where none has one."""
+    first = next(iter(by_falling_auc(rivals)), None)
+    return first if first is not None and first.auc is not None else None
 
 
 class ModelOnFolds(Result):

@@ -124,7 +124,8 @@ def score(name: str, train: "pd.DataFrame", patients: "pd.DataFrame") -> ScoreRe
         if points.size == 0 or np.isfinite(points).mean() < MIN_RECORDED
     ]
     if unrecorded:
-        return ScoreResult(name, None, 0, f"fewer than half of the training patients have {unrecorded}")
+        names = ", ".join(unrecorded).replace("_", " ")
+        return ScoreResult(name, None, 0, f"fewer than half of the training patients have: {names}")
     found = np.stack([item.points(_values(item, patients)) for item in items])
     fill = np.array([np.nanmean(points) for points in of_train])[:, None]
     unknown = np.isnan(found)

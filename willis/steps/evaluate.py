@@ -34,7 +34,14 @@ from willis.evaluation.metrics import (
     threshold_metrics,
 )
 from willis.evaluation.patients import Cohort, Ingested, Patients
-from willis.evaluation.results import Ceiling, ConformalResult, Evaluation, Interval
+from willis.evaluation.results import (
+    Ceiling,
+    ConformalResult,
+    Evaluation,
+    Interval,
+    by_falling_auc,
+    strongest,
+)
 from willis.evaluation.rivals import Rivals, compare_with_rivals
 from willis.evaluation.subgroups import groups_of, subgroup_results
 from willis.inference import Encodings, Prediction, Predictor
@@ -251,19 +258,15 @@ def _coverage(judged: _Judged, params: EvaluateParams) -> ConformalResult:
 
 
 def _hardest_lead(rivals: Rivals, alone: Interval) -> Interval:
-    """The lead over the strongest baseline: what a claim of a gain would be about."""
-    measured = [rival for rival in rivals.baselines if rival.auc is not None and rival.lead is not None]
-    if not measured:
-        return alone
-    strongest = max(measured, key=lambda rival: rival.auc.value if rival.auc else 0.0)
-    return strongest.lead or alone
+    """The lead over the strongest rival: what a claim of a gain would be about."""
+    hardest = strongest((*rivals.baselines, *rivals.scores))
+    return alone if hardest is None else hardest.lead or alone
 
 
 def _draw(judged: _Judged, rivals: Rivals, truth: Truth | None, evaluation: Evaluation, out: Path) -> None:
     outcome, headline = judged.comparison.outcome, judged.comparison.headline
-    measured = [rival for rival in rivals.baselines if rival.auc is not None and rival.name in rivals.raw]
-    strongest = sorted(measured, key=lambda rival: -rival.auc.value if rival.auc else 0.0)[:ROC_BASELINES]
-    names = [*(rival.name for rival in strongest), *(name for name in ("ASTRAL",) if name in rivals.raw)]
+    baselines = [rival.name for rival in by_falling_auc(rivals.baselines) if rival.name in rivals.raw]
+    names = [*baselines[:ROC_BASELINES], *(name for name in ("ASTRAL",) if name in rivals.raw)]
     shown = {name: rivals.raw[name] for name in names}
     plots.draw_roc(out / "roc.png", outcome, headline, shown, None if truth is None else truth.full)
     plots.draw_reliability(out / "reliability.png", evaluation.calibration, headline)
