@@ -1,5 +1,6 @@
 """Untrained networks that answer something."""
 
+from willis.models.head import Head
 from willis.models.network import NetworkConfig, TrimodalNetwork
 
 
@@ -7,5 +8,7 @@ def network_with_opinions(config: NetworkConfig) -> TrimodalNetwork:
     """A network as after some training: what starts at zero, and answers the prevalence, no longer is."""
     network = TrimodalNetwork(config)
     network.roads.weight.data.normal_(std=config.width**-0.5)
-    network.head.logit.weight.data.normal_(std=config.contrast_width**-0.5)
+    for module in network.modules():
+        if isinstance(module, Head):
+            module.logit.weight.data.normal_(std=config.contrast_width**-0.5)
     return network

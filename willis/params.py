@@ -162,10 +162,10 @@ class TrainParams(Section):
     use_unlabelled: bool = Field(True, description="patients without an outcome join the alignment losses")
     outcome: Literal["ordinal", "binary"] = "ordinal"
     """Learn from all seven grades of the Rankin scale, or only from poor (3-6) against good."""
-    fusion: Literal["concat", "add", "cross_attention", "daft", "vdafm_pooled", "vdafm_token"] = (
+    fusion: Literal["concat", "add", "cross_attention", "daft", "vdafm_pooled", "vdafm_token", "late"] = (
         "vdafm_pooled"
     )
-    """How image and report meet (docs/method.md); `vdafm_token` alone looks at the report word by word."""
+    """How image and report meet (docs/method.md); `vdafm_token` alone word by word, `late` not at all."""
     width: Whole = Field(128, ge=16)
     """Shared width D of the fusion."""
     contrast_width: Whole = Field(64, ge=8)

@@ -50,7 +50,7 @@ def network_of(config=CONFIG, seed=0):
     return network_with_opinions(config)
 
 
-@pytest.fixture(scope="module", params=["vdafm_pooled", "vdafm_token"])
+@pytest.fixture(scope="module", params=["vdafm_pooled", "vdafm_token", "late"])
 def model_dir(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     config = CONFIG.model_copy(update={"fusion": request.param})

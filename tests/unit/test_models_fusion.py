@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import layer_norm
 
-from willis.models.fusion import FUSIONS, FusionShape, Tokens
+from willis.models.fusion import FUSIONS, LATE, FusionShape, Tokens
 from willis.models.losses import align_loss, contrast_loss
 from willis.params import TrainParams
 
@@ -57,7 +57,7 @@ def _asked(attention: nn.MultiheadAttention, query: torch.Tensor, keys: torch.Te
 
 
 def test_the_names_in_params_are_the_fusions_that_exist() -> None:
-    assert set(get_args(TrainParams.model_fields["fusion"].annotation)) == set(FUSIONS)
+    assert set(get_args(TrainParams.model_fields["fusion"].annotation)) == {*FUSIONS, LATE}
 
 
 def test_a_sum_does_not_know_which_side_said_what() -> None:

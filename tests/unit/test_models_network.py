@@ -1,7 +1,9 @@
 """The network as a function of its batch: who is looked at, who is not, and that everything learns."""
 
+import math
 from dataclasses import replace
 from itertools import product
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,12 +13,13 @@ from pydantic import ValidationError
 from tests.networks import network_with_opinions
 from willis.errors import ShapeError
 from willis.imaging.shards import decode
-from willis.models.fusion import FUSIONS
+from willis.models.fusion import FusionName
 from willis.models.losses import total_loss
 from willis.models.network import Batch, NetworkConfig, TrimodalNetwork
 from willis.models.table import FeatureColumn, encode_rows, fit_columns
 from willis.models.vision import PatchStem, PlanesEncoder, VolumeEncoder
 
+FUSIONS = get_args(FusionName)
 SEQUENCES = ("dwi", "adc", "flair")
 SHAPE = (22, 26, 10)
 PATTERNS = [pattern for pattern in product([False, True], repeat=3) if any(pattern)]
@@ -118,8 +121,9 @@ def test_what_stands_in_the_fields_of_an_absent_modality_changes_nothing(fusion:
     torch.testing.assert_close(network(noisy).logit, network(batch).logit)
 
 
-def test_an_untrained_network_answers_with_the_prevalence() -> None:
-    answers = _network(prevalence=0.3)(_batch(PATTERNS)).logit.sigmoid()
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_an_untrained_network_answers_with_the_prevalence(fusion: str) -> None:
+    answers = _network(fusion=fusion, prevalence=0.3)(_batch(PATTERNS)).logit.sigmoid()
     torch.testing.assert_close(answers, torch.full((7,), 0.3))
 
 
@@ -133,6 +137,65 @@ def test_each_modality_adds_its_own_term_and_nothing_when_it_is_absent() -> None
         for row, pattern in enumerate(PATTERNS)
     ]
     torch.testing.assert_close(network(batch).logit, torch.tensor(terms), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("ordinal", [True, False])
+def test_late_fusion_is_what_a_loop_over_the_present_modalities_averages(ordinal: bool) -> None:
+    network, batch = _late_network(ordinal=ordinal), _batch(PATTERNS)
+    output = network(batch)
+    alone = _each_alone(network, batch)
+    weight = network.late.log_weight.detach().numpy()
+    for row, pattern in enumerate(PATTERNS):
+        total, weights = 0.0, 0.0
+        for m in range(3):
+            if pattern[m]:
+                total += math.exp(weight[m]) * alone[row, m]
+                weights += math.exp(weight[m])
+        assert float(output.logit[row].detach()) == pytest.approx(total / weights, abs=1e-4)
+    assert (output.offsets is not None) == ordinal and output.pair is None
+
+
+def _late_network(**changes: object) -> TrimodalNetwork:
+    network = _network_that_answers(fusion="late", **changes)
+    network.late.log_weight.data = torch.tensor([0.7, -0.4, 0.1])
+    return network
+
+
+def _each_alone(network: TrimodalNetwork, batch: Batch) -> np.ndarray:
+    """What each modality says when it is the only one: its head in numpy, and its road."""
+    encoded, answers = network.encode(batch), np.zeros((len(batch), 3))
+    for m, vectors in enumerate((encoded.image, encoded.text, encoded.table)):
+        head = network.late.heads[m]
+        for row, vector in enumerate(vectors):
+            hidden = head.hidden(network.norms[m](vector)).detach().numpy()
+            last = float(hidden @ head.logit.weight[0].detach().numpy() + head.logit.bias.detach().numpy()[0])
+            answers[row, m] = last + float((vector @ network.roads.weight[m]).detach())
+    return answers
+
+
+def test_a_modality_that_is_alone_makes_late_fusions_answer_whatever_its_weight() -> None:
+    network, batch = _late_network(), _batch([(False, False, True)] * 3)
+    said = network(batch).logit
+    network.late.log_weight.data = torch.tensor([5.0, 5.0, -5.0])
+    torch.testing.assert_close(network(batch).logit, said)
+
+
+def test_late_fusion_lies_between_what_its_modalities_say_and_its_weights_learn() -> None:
+    network, batch = _late_network(), _batch([(True, True, True)] * 4)
+    alone = _each_alone(network, batch)
+    logit = network(batch).logit
+    said = logit.detach().numpy()
+    assert (alone.min(axis=1) - 1e-4 <= said).all() and (said <= alone.max(axis=1) + 1e-4).all()
+    total_loss(network.scored(batch, network(batch)), 0.0, 0.0).total.backward()
+    assert (network.late.log_weight.grad.abs() > 0).all()
+
+
+def test_late_fusion_has_a_finite_answer_and_gradient_where_nothing_is_present() -> None:
+    network, batch = _network(fusion="late", prevalence=0.3), _batch([(False, False, False)] * 2)
+    logit = network(batch).logit
+    logit.sum().backward()
+    torch.testing.assert_close(logit.sigmoid(), torch.full((2,), 0.3))
+    assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
 
 
 def test_the_cuts_of_the_rankin_scale_rise_and_the_one_at_poor_is_the_logit() -> None:

@@ -57,7 +57,7 @@ def _one_rank(rank: int, cohort: TinyCohort, folder: Path, fusion: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("fusion", ["vdafm_pooled", "vdafm_token"])
+@pytest.mark.parametrize("fusion", ["vdafm_pooled", "vdafm_token", "late"])
 def test_loss_and_gradients_of_two_ranks_equal_one_process_on_the_joined_batch(
     tiny_ingest: TinyCohort, tmp_path: Path, fusion: str
 ) -> None:

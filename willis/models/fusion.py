@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 MAX_SCALE = 100.0
 
-FusionName = Literal["concat", "add", "cross_attention", "daft", "vdafm_pooled", "vdafm_token"]
+FusionName = Literal["concat", "add", "cross_attention", "daft", "vdafm_pooled", "vdafm_token", "late"]
+LATE: Literal["late"] = "late"
+"""No `Fusion`: image and report never meet, each modality makes its own prediction (`head.LateHead`)."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ Axis letters: B cases, C sequences, X Y Z voxels (RAS+), P planes, F features, V
 tokens, W shared width, R contrast width; 3 modalities in the order of `schema.MODALITIES`.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Self
@@ -14,17 +13,15 @@ from jaxtyping import Bool, Float, UInt8
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from willis.cohort.schema import MODALITIES, POOR_FROM, Sequence
+from willis.cohort.schema import MODALITIES, Sequence
 from willis.errors import ShapeError
 from willis.models.encoded import IMAGE, TEXT, Encoded
-from willis.models.fusion import FUSIONS, FusionName, FusionShape, Pair
+from willis.models.fusion import FUSIONS, LATE, Fusion, FusionName, FusionShape, Pair
+from willis.models.head import Grades, Head, LateHead, Roads
 from willis.models.losses import Scored
 from willis.models.table import FeatureColumn, FeatureEncoder
 from willis.models.text import TEXT_WIDTH
 from willis.models.vision import TOP_WIDTH, PlanesEncoder, VolumeEncoder
-
-NUM_CUTS = 6
-"""mRS 0 to 6 is cut in six places: is it above 0, above 1, ... above 5?"""
 
 
 class NetworkConfig(BaseModel):
@@ -66,7 +63,7 @@ class NetworkConfig(BaseModel):
     @property
     def reads_tokens(self) -> bool:
         """The fusion looks at tokens; they are kept for no other."""
-        return FUSIONS[self.fusion].reads_tokens
+        return self.fusion != LATE and FUSIONS[self.fusion].reads_tokens
 
 
 @dataclass(frozen=True)
@@ -124,7 +121,7 @@ class Output:
 
     Attributes:
         logit: of a poor outcome, P = sigmoid(logit) before calibration.
-        embedding: the fused vector just before the last layer.
+        embedding: the fused vector just before the last layer; in late fusion the average of the three.
         pair: what the alignment losses compare; None for a fusion without alignment.
         offsets: P(mRS > k) = sigmoid(logit - offsets[k]); None for a network that knows poor and good alone.
     """
@@ -214,60 +211,6 @@ class TextProjection(nn.Module):
             self.sd.copy_((text - self.mean).square().mean().sqrt().clamp(min=1e-6))
 
 
-class Head(nn.Module):
-    """[x_c ; f ; presence bits] to what the fusion says, and the fused embedding (docs/method.md, eq. 8).
-
-    The last layer starts at the prevalence, whatever it is shown: the network begins as the sum of its roads.
-    """
-
-    def __init__(self, width_in: int, width: int, dropout: float, prevalence: float) -> None:
-        super().__init__()
-        self.hidden = nn.Sequential(nn.Linear(width_in, width), nn.GELU())
-        self.dropout = nn.Dropout(dropout)
-        self.logit = nn.Linear(width, 1)
-        nn.init.zeros_(self.logit.weight)
-        share = min(max(prevalence, 0.01), 0.99)
-        nn.init.constant_(self.logit.bias, math.log(share / (1 - share)))
-
-    def forward(self, joined: Float[Tensor, "B J"]) -> tuple[Float[Tensor, " B"], Float[Tensor, "B R"]]:
-        """Return the share of the logit and the fused embedding."""
-        embedding = self.hidden(joined)
-        return self.logit(self.dropout(embedding)).squeeze(-1), embedding
-
-
-class Roads(nn.Module):
-    """A straight way from each modality to the logit, past the fusion: sum_m b_m u_m . x_m, from zero.
-
-    Layer norm takes the size from a vector, and a few hundred patients can teach a fusion the strongest
-    modality alone; a sum is learned from few.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(len(MODALITIES), width))
-
-    def forward(self, vectors: Float[Tensor, "B 3 W"], present: Bool[Tensor, "B 3"]) -> Float[Tensor, " B"]:
-        """Add up what the modalities that are present say by themselves."""
-        said = (vectors * self.weight).sum(dim=-1)
-        return torch.where(present, said, 0.0).sum(dim=-1)
-
-
-class Grades(nn.Module):
-    """Where the Rankin scale is cut, relative to the cut between 2 and 3 that the logit is about.
-
-    logit_k = logit - d_k, d_2 = 0, d rising by a positive gap per grade: proportional odds (McCullagh 1980).
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gaps = nn.Parameter(torch.full((NUM_CUTS - 1,), math.log(math.e - 1)))
-
-    def forward(self) -> Float[Tensor, " 6"]:
-        """Return d_0 to d_5; all gaps start at 1."""
-        rising = torch.cat([self.gaps.new_zeros(1), nn.functional.softplus(self.gaps).cumsum(0)])
-        return rising - rising[POOR_FROM - 1]
-
-
 class TrimodalNetwork(nn.Module):
     """Image, report and table to P(poor outcome); any of the three may be absent, row by row.
 
@@ -284,13 +227,12 @@ class TrimodalNetwork(nn.Module):
         self.table = FeatureEncoder(config.table_columns, width, config.dropout) if "table" in used else None
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in MODALITIES)
         self.absent = nn.Parameter(torch.randn(len(MODALITIES), width) * 0.02)
-        self.fusion = FUSIONS[config.fusion](
-            FusionShape(width, config.contrast_width, config.fusion_layers, config.fusion_heads),
-            config.dropout,
-            config.temperature,
+        late = config.fusion == LATE
+        self.fusion = None if late else _fusion(config)
+        self.head = None if late else _head(config)
+        self.late = (
+            LateHead(width, config.contrast_width, config.dropout, config.prevalence) if late else None
         )
-        self.head = Head(width + config.contrast_width + len(MODALITIES), config.contrast_width,
-                         config.dropout, config.prevalence)  # fmt: skip
         self.roads = Roads(width)
         self.grades = Grades() if config.ordinal else None
         reads_words = config.reads_tokens and "text" in used
@@ -341,7 +283,7 @@ class TrimodalNetwork(nn.Module):
         return replace(encoded, text=vector, text_tokens=self.text_tokens(tokens), text_real=real)
 
     def fuse(self, encoded: Encoded, modality_present: Bool[Tensor, "B 3"]) -> Output:
-        """Put learned vectors where a modality is absent, join, and ask the head.
+        """Put learned vectors where a modality is absent, and ask early or late fusion.
 
         Args:
             encoded: of `encode`; rows of absent modalities are never looked at.
@@ -349,19 +291,19 @@ class TrimodalNetwork(nn.Module):
         """
         present = modality_present & self.used_modalities()
         vectors = (encoded.image, encoded.text, encoded.table)
+        own = self.roads(torch.stack(vectors, dim=1), present)
         image, text, table = (
             torch.where(present[:, m, None], norm(vector), self.absent[m])
             for m, (norm, vector) in enumerate(zip(self.norms, vectors, strict=True))
         )
+        offsets = None if self.grades is None else self.grades()
+        if self.late is not None:
+            logit, embedding = self.late(torch.stack([image, text, table], dim=1), own, present)
+            return Output(logit, embedding, None, offsets)
+        assert self.fusion is not None and self.head is not None, "built where late fusion is not"
         fused = self.fusion(image, text, encoded.tokens(present) if self.config.reads_tokens else None)
-        joined = torch.cat([table, fused.vector, present.to(table.dtype)], dim=-1)
-        fused_logit, embedding = self.head(joined)
-        return Output(
-            logit=fused_logit + self.roads(torch.stack(vectors, dim=1), present),
-            embedding=embedding,
-            pair=fused.pair,
-            offsets=None if self.grades is None else self.grades(),
-        )
+        logit, embedding = self.head(torch.cat([table, fused.vector, present.to(table.dtype)], dim=-1))
+        return Output(logit + own.sum(dim=-1), embedding, fused.pair, offsets)
 
     def used_modalities(self) -> Bool[Tensor, " 3"]:
         """Which of image, text, table this network was built for."""
@@ -377,3 +319,13 @@ class TrimodalNetwork(nn.Module):
     def num_parameters(self) -> int:
         """Trained numbers, the frozen text encoder not among them."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def _fusion(config: NetworkConfig) -> Fusion:
+    shape = FusionShape(config.width, config.contrast_width, config.fusion_layers, config.fusion_heads)
+    return FUSIONS[config.fusion](shape, config.dropout, config.temperature)
+
+
+def _head(config: NetworkConfig) -> Head:
+    width_in = config.width + config.contrast_width + len(MODALITIES)
+    return Head(width_in, config.contrast_width, config.dropout, config.prevalence)

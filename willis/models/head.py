@@ -1,0 +1,107 @@
+"""From vectors to the logit: the head behind a fusion, the heads of late fusion, the roads, the Rankin scale.
+
+Axis letters: B cases, J width of what a head reads, W shared width, R contrast width; 3 modalities in the
+order of `schema.MODALITIES`.
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from willis.cohort.schema import MODALITIES, POOR_FROM
+
+NUM_CUTS = 6
+"""mRS 0 to 6 is cut in six places: is it above 0, above 1, ... above 5?"""
+
+
+class Head(nn.Module):
+    """[x_c ; f ; presence bits] to what the fusion says, and the fused embedding (docs/method.md, eq. 8).
+
+    The last layer starts at the prevalence, whatever it is shown: the network begins as the sum of its roads.
+    """
+
+    def __init__(self, width_in: int, width: int, dropout: float, prevalence: float) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(nn.Linear(width_in, width), nn.GELU())
+        self.dropout = nn.Dropout(dropout)
+        self.logit = nn.Linear(width, 1)
+        nn.init.zeros_(self.logit.weight)
+        share = min(max(prevalence, 0.01), 0.99)
+        nn.init.constant_(self.logit.bias, math.log(share / (1 - share)))
+
+    def forward(self, joined: Float[Tensor, "B J"]) -> tuple[Float[Tensor, " B"], Float[Tensor, "B R"]]:
+        """Return the share of the logit and the fused embedding."""
+        embedding = self.hidden(joined)
+        return self.logit(self.dropout(embedding)).squeeze(-1), embedding
+
+
+class Roads(nn.Module):
+    """A straight way from each modality to the logit, past the fusion: b_m u_m . x_m, from zero.
+
+    Layer norm takes the size from a vector, and a few hundred patients can teach a fusion the strongest
+    modality alone; a sum is learned from few.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(len(MODALITIES), width))
+
+    def forward(self, vectors: Float[Tensor, "B 3 W"], present: Bool[Tensor, "B 3"]) -> Float[Tensor, "B 3"]:
+        """What each modality says by itself, 0 where it is absent."""
+        return torch.where(present, (vectors * self.weight).sum(dim=-1), 0.0)
+
+
+class LateHead(nn.Module):
+    """One head per modality, and the average of those that are present (docs/method.md, eq. 22 to 24).
+
+    Nothing joins two modalities before each has made its own prediction: h_m, head and road are those of m.
+    Log-odds are averaged, not probabilities, so that the cuts of the Rankin scale shift an average as they
+    shift each prediction. The weights start equal.
+    """
+
+    def __init__(self, width_in: int, width: int, dropout: float, prevalence: float) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(Head(width_in, width, dropout, prevalence) for _ in MODALITIES)
+        self.log_weight = nn.Parameter(torch.zeros(len(MODALITIES)))
+
+    def forward(
+        self, vectors: Float[Tensor, "B 3 W"], own: Float[Tensor, "B 3"], present: Bool[Tensor, "B 3"]
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, "B R"]]:
+        """Average what the present modalities say by themselves.
+
+        Args:
+            vectors: normed, with a learned vector where a modality is absent.
+            own: of the roads; they are part of each modality's own prediction.
+            present: whose predictions count.
+
+        Returns:
+            The logit, and the average of the heads' embeddings.
+        """
+        said = [head(vectors[:, m]) for m, head in enumerate(self.heads)]
+        logits = torch.stack([logit for logit, _ in said], dim=1) + own
+        embeddings = torch.stack([embedding for _, embedding in said], dim=1)
+        weights = self.weights(present)
+        return (weights * logits).sum(dim=1), (weights[..., None] * embeddings).sum(dim=1)
+
+    def weights(self, present: Bool[Tensor, "B 3"]) -> Float[Tensor, "B 3"]:
+        """Weights that add up to 1 over the present modalities; over all three where none is present."""
+        speaks = present | ~present.any(dim=1, keepdim=True)
+        return self.log_weight.masked_fill(~speaks, -torch.inf).softmax(dim=1)
+
+
+class Grades(nn.Module):
+    """Where the Rankin scale is cut, relative to the cut between 2 and 3 that the logit is about.
+
+    logit_k = logit - d_k, d_2 = 0, d rising by a positive gap per grade: proportional odds (McCullagh 1980).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gaps = nn.Parameter(torch.full((NUM_CUTS - 1,), math.log(math.e - 1)))
+
+    def forward(self) -> Float[Tensor, " 6"]:
+        """Return d_0 to d_5; all gaps start at 1."""
+        rising = torch.cat([self.gaps.new_zeros(1), nn.functional.softplus(self.gaps).cumsum(0)])
+        return rising - rising[POOR_FROM - 1]
