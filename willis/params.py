@@ -162,6 +162,8 @@ class TrainParams(Section):
     use_unlabelled: bool = Field(True, description="patients without an outcome join the alignment losses")
     outcome: Literal["ordinal", "binary"] = "ordinal"
     """Learn from all seven grades of the Rankin scale, or only from poor (3-6) against good."""
+    class_weighting: Literal["none", "balanced"] = "none"
+    """`balanced`: the rarer outcome weighs as much in all as the other (docs/method.md)."""
     fusion: Literal["concat", "add", "cross_attention", "daft", "vdafm_pooled", "vdafm_token", "late"] = (
         "vdafm_pooled"
     )

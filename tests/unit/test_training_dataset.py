@@ -1,6 +1,7 @@
 """Who is in which batch, and what is known of them: the same for whoever asks, whenever."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from willis.training.dataset import (
     with_dropout,
 )  # fmt: skip
 from willis.training.loop import Job
+from willis.training.start import class_weights
 
 PARAMS = TrainParams(width=32, contrast_width=16)
 
@@ -172,3 +174,23 @@ def test_tokens_exist_only_where_the_fusion_asks_for_them(tiny_ingest: TinyCohor
     np.testing.assert_array_equal(token.cases.text_tokens.real.any(axis=1), has_text)
     np.testing.assert_array_equal(token.cases.text, pooled.cases.text)
     assert token.cases.digest() != pooled.cases.digest()
+
+
+def test_class_weights_come_from_the_labelled_rows_of_the_training_split_alone(job: Job) -> None:
+    params, cases = PARAMS.model_copy(update={"class_weighting": "balanced"}), job.cases
+    weights = class_weights(cases, params)
+    elsewhere = cases.split != "train"
+    other = replace(
+        cases,
+        outcome=np.where(elsewhere, 1.0, cases.outcome).astype(np.float32),
+        grade=np.where(elsewhere, 6.0, cases.grade).astype(np.float32),
+    )
+    again = class_weights(other, params)
+    assert torch.equal(weights.yes, again.yes) and torch.equal(weights.no, again.no)
+    rows = [n for n in range(len(cases)) if cases.split[n] == "train" and cases.modality_present[n].any()
+            and not np.isnan(cases.outcome[n])]  # fmt: skip
+    for k in range(6):
+        num_yes = sum(cases.grade[n] > k for n in rows)
+        assert float(weights.yes[k]) == pytest.approx(len(rows) / (2 * num_yes))
+        assert float(weights.no[k]) == pytest.approx(len(rows) / (2 * (len(rows) - num_yes)))
+    assert class_weights(cases, PARAMS) is None

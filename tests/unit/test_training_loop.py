@@ -14,8 +14,10 @@ import torch
 
 from tests.fixtures.arrays import TinyCohort, tiny_job
 from willis.errors import CohortError, StepError
+from willis.models.network import TrimodalNetwork
 from willis.params import TrainParams
 from willis.training.checkpoints import Checkpoints, TrainState
+from willis.training.dataset import Share, collate
 from willis.training.loop import Tick, World, fit
 from willis.training.metrics import EpochRecord, auc
 from willis.training.optimizer import learning_rate, make_optimizer
@@ -116,6 +118,24 @@ def test_bfloat16_trains_to_a_like_loss(course: TrainState, tiny_ingest: TinyCoh
     params = PARAMS.model_copy(update={"precision": "bfloat16"})
     state = fit(tiny_job(tiny_ingest, tmp_path, params), World())
     assert state.history[-1].val_loss == pytest.approx(course.history[-1].val_loss, abs=0.08)
+
+
+@pytest.mark.parametrize("weighting", ["none", "balanced"])
+def test_a_rare_outcome_is_foretold_as_often_as_it_happens_whatever_the_weights(
+    weighting: str, tiny_ingest: TinyCohort, tmp_path: Path
+) -> None:
+    params = PARAMS.model_copy(update={"outcome": "binary", "class_weighting": weighting})
+    job = tiny_job(tiny_ingest, tmp_path, params)
+    rare = np.where(np.isnan(job.cases.grade), np.nan, job.cases.grade >= 6).astype(np.float32)
+    rows = job.cases.rows("train", labelled_only=True)
+    share = float(rare[rows].mean())
+    config = job.config.model_copy(update={"prevalence": share})
+    job = replace(job, cases=replace(job.cases, outcome=rare), config=config)
+    network = TrimodalNetwork(config)
+    network.load_state_dict(fit(job, World()).best)
+    with torch.no_grad():
+        logit = network.eval()(collate(job.cases, Share(rows, np.ones(len(rows), np.float32)), config)).logit
+    assert share < 0.2 and float(logit.sigmoid().mean()) == pytest.approx(share, abs=0.05)
 
 
 def test_auc_is_the_share_of_ordered_pairs() -> None:

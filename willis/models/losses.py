@@ -7,6 +7,7 @@ averaging of gradients then gives exactly what one process would get on the join
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -14,7 +15,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity, cross_entropy, normalize
 
+from willis.cohort.schema import POOR_FROM
 from willis.models.fusion import Pair
+from willis.models.head import NUM_CUTS
 
 GATHERED = [field.name for field in fields(Pair) if field.name != "scale"]
 
@@ -50,6 +53,62 @@ class Losses:
     outcome: Float[Tensor, ""]
     contrast: Float[Tensor, ""]
     align: Float[Tensor, ""]
+
+
+@dataclass(frozen=True)
+class ClassWeights:
+    """Both classes of each cut weigh alike in all (docs/method.md, eq. 25 and 26).
+
+    Cut k asks: mRS > k? With n_k rows that answer it, n_k1 of them yes, a yes weighs n_k / (2 n_k1) and a no
+    n_k / (2 n_k0), so that the weights are 1 in the mean. A binary network asks cut 2 alone: poor or good.
+
+    Weighting by class moves the best log-odds by log(yes / no), the `shift`. Each cut has weights of its own
+    because only then is that a number: weights by poor and good would move the other five cuts by an amount
+    that differs from patient to patient, and could not be taken back. The loss is asked of logit + shift, so
+    the logit itself stays that of the population.
+
+    Attributes:
+        yes: weight of a row above cut k.
+        no: weight of a row at or below it.
+
+    Reference:
+        Prior correction: Saerens et al., Neural Comput 14:21, 2002; King and Zeng, Polit Anal 9:137, 2001.
+    """
+
+    yes: Float[Tensor, " 6"]
+    no: Float[Tensor, " 6"]
+
+    @classmethod
+    def balanced(cls, outcome: Float[Tensor, " N"], grade: Float[Tensor, " N"]) -> Self:
+        """Weights from the rows to learn from; a cut that has one answer alone is left as it is.
+
+        Args:
+            outcome: 1 poor, 0 good, NaN not known; counts at the cut between 2 and 3.
+            grade: mRS 0 to 6, NaN not known; counts at the other cuts.
+        """
+        known = grade[~grade.isnan()]
+        answers = [(known > k).double() for k in range(NUM_CUTS)]
+        answers[POOR_FROM - 1] = outcome[~outcome.isnan()].double()
+        weights = [_balanced(answer) for answer in answers]
+        yes, no = torch.tensor(weights, dtype=torch.float32).unbind(dim=1)
+        return cls(yes, no)
+
+    def to(self, device: torch.device) -> Self:
+        """Copy to a device."""
+        return replace(self, yes=self.yes.to(device), no=self.no.to(device))
+
+    def at_poor(self) -> Self:
+        """The cut between 2 and 3 alone."""
+        return replace(self, yes=self.yes[POOR_FROM - 1], no=self.no[POOR_FROM - 1])
+
+    def shift(self) -> Float[Tensor, " 6"]:
+        """How far the weights move the best log-odds of each cut."""
+        return (self.yes / self.no).log()
+
+
+def _balanced(answer: Float[Tensor, " N"]) -> tuple[float, float]:
+    share = float(answer.mean()) if len(answer) else 0.0
+    return (0.5 / share, 0.5 / (1 - share)) if 0 < share < 1 else (1.0, 1.0)
 
 
 class _GatherRows(torch.autograd.Function):
@@ -101,6 +160,7 @@ def outcome_loss(
     grade: Float[Tensor, " B"],
     weight: Float[Tensor, " B"],
     offsets: Float[Tensor, " 6"] | None,
+    classes: ClassWeights | None = None,
 ) -> Float[Tensor, ""]:
     """Cross-entropy over rows with a known outcome; 0, still attached, when there are none.
 
@@ -110,15 +170,29 @@ def outcome_loss(
         grade: mRS 0 to 6; where only poor or good is known (NaN), the cut between 2 and 3 counts alone.
         weight: 0 for rows that do not count.
         offsets: d_k; each row's loss is then the mean over the six cuts of CE(logit - d_k, grade > k).
+        classes: weights and shifts of the cuts. The sum is still divided by the rows that count, not by
+            their class weights: those of one batch are not those of the split, and the shift would no longer
+            be what the weights do (in a batch of one row they would cancel).
     """
     known = ~outcome.isnan()
-    each = binary_cross_entropy_with_logits(logit, torch.where(known, outcome, 0.0), reduction="none")
+    at_poor = None if classes is None else classes.at_poor()
+    each = _asked(logit, torch.where(known, outcome, 0.0), at_poor)
     if offsets is not None:
         above = (grade[:, None] > torch.arange(len(offsets), device=grade.device)).to(logit.dtype)
-        graded = binary_cross_entropy_with_logits(logit[:, None] - offsets, above, reduction="none").mean(1)
+        graded = _asked(logit[:, None] - offsets, above, classes).mean(1)
         each = torch.where(grade.isnan(), each, graded)
     counted = weight * known
     return (each * counted).sum() / counted.sum().clamp(min=1e-9)
+
+
+def _asked(
+    logit: Float[Tensor, "*rows"], answer: Float[Tensor, "*rows"], classes: ClassWeights | None
+) -> Float[Tensor, "*rows"]:
+    """Cross-entropy of each question, weighted by its answer and asked of the shifted logit."""
+    if classes is None:
+        return binary_cross_entropy_with_logits(logit, answer, reduction="none")
+    each = binary_cross_entropy_with_logits(logit + classes.shift(), answer, reduction="none")
+    return each * torch.where(answer > 0, classes.yes, classes.no)
 
 
 def contrast_loss(
@@ -158,13 +232,17 @@ def align_loss(pair: Pair, valid: Bool[Tensor, " B"]) -> Float[Tensor, ""]:
     return (each * valid).sum() / valid.sum().clamp(min=1)
 
 
-def total_loss(scored: Scored, lambda_contrast: float, lambda_align: float) -> Losses:
+def total_loss(
+    scored: Scored, lambda_contrast: float, lambda_align: float, classes: ClassWeights | None = None
+) -> Losses:
     """L = L_out + lambda_con L_con + lambda_align L_align, over the rows given (see `join_ranks`).
 
     Every term is always computed, a weight of 0 included: a skipped term would leave parameters without a
     gradient, which stops data-parallel training.
     """
-    outcome = outcome_loss(scored.logit.float(), scored.outcome, scored.grade, scored.weight, scored.offsets)
+    outcome = outcome_loss(
+        scored.logit.float(), scored.outcome, scored.grade, scored.weight, scored.offsets, classes
+    )
     zero = outcome.new_zeros(())
     contrast, align = zero, zero
     if scored.pair is not None:

@@ -30,7 +30,7 @@ from willis.training.dataset import (
 )
 from willis.training.metrics import EpochRecord
 from willis.training.optimizer import learning_rate, make_optimizer
-from willis.training.start import start
+from willis.training.start import class_weights, start
 from willis.training.validation import is_better, validation_metrics
 
 
@@ -110,6 +110,8 @@ class _Run:
         labelled_only = not job.params.use_unlabelled
         self.rows = job.cases.rows("train", labelled_only=labelled_only)
         self.validation = job.cases.rows("validation", labelled_only=True)
+        weights = class_weights(job.cases, job.params)
+        self.classes = weights and weights.to(world.device)
         torch.manual_seed(job.params.seed)
         self.network = TrimodalNetwork(job.config)
         start(self.network, job.cases, self.rows)
@@ -204,7 +206,7 @@ class _Run:
             output: Output = self.model(batch)
             scored = join_ranks(self.network.scored(batch, output))
         decay = params.lambda_contrast_decay**epoch
-        return total_loss(scored, params.lambda_contrast * decay, params.lambda_align)
+        return total_loss(scored, params.lambda_contrast * decay, params.lambda_align, self.classes)
 
     def precision(self) -> torch.autocast | nullcontext[None]:
         """bfloat16 where asked for; the losses are always float32."""

@@ -4,8 +4,10 @@ import numpy as np
 import torch
 
 from willis.cohort.schema import MODALITIES
+from willis.models.losses import ClassWeights
 from willis.models.network import TrimodalNetwork
 from willis.models.vision import VolumeEncoder
+from willis.params import TrainParams
 from willis.training.dataset import Cases, Rows
 
 TEMPLATE_STUDIES = 24
@@ -27,6 +29,14 @@ def start(network: TrimodalNetwork, cases: Cases, rows: Rows) -> None:
         with_report = rows[cases.modality_present[rows, MODALITIES.index("text")]]
         network.text.fit(torch.from_numpy(cases.text[with_report]))
         start_tokens(network, cases, with_report)
+
+
+def class_weights(cases: Cases, params: TrainParams) -> ClassWeights | None:
+    """Weights of the outcome loss, from the training split's labelled rows alone; None where they are off."""
+    if params.class_weighting == "none":
+        return None
+    rows = cases.rows("train", labelled_only=True)
+    return ClassWeights.balanced(torch.from_numpy(cases.outcome[rows]), torch.from_numpy(cases.grade[rows]))
 
 
 def start_tokens(network: TrimodalNetwork, cases: Cases, rows: Rows) -> None:
