@@ -200,6 +200,32 @@ def train(
 
 
 @app.command()
+def tune(
+    ingest: Ingested,
+    features: Features,
+    out: Out,
+    params: ParamsFile = DEFAULT_PARAMS,
+    as_json: AsJson = False,
+) -> None:
+    """Search for better values of `train` on the Ray cluster; the test split is never read.
+
+    The section `tune` of params.yaml names keys of `train` and what to try, as
+    `learning_rate: {log_uniform: [3e-4, 3e-3]}`,
+    `dropout: {uniform: [0.1, 0.5]}` or `width: {choices: [64, 128]}`.
+
+    Trial 0 is `train` as it stands. Trials that fall behind on validation are
+    stopped early (ASHA). A search that was killed goes on when started again.
+
+    Paste best.yaml into params.yaml; then `willis train` and, once,
+    `willis evaluate`. For research, not for diagnosis.
+    """
+    from willis.steps.tune import tune as step
+
+    loaded = _params(params)
+    _show(step(ingest, features, out, loaded.train, loaded.tune, settings()), as_json)
+
+
+@app.command()
 def evaluate(
     ingest: Ingested,
     features: Features,

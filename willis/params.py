@@ -204,6 +204,30 @@ class TrainParams(Section):
     """Lost workers that a run survives."""
 
 
+class SearchRange(Section):
+    """What `willis tune` tries for one key of `train`: one of the three."""
+
+    choices: tuple[Any, ...] = Field((), description="values to choose from")
+    uniform: tuple[float, float] | None = Field(None, description="lowest and highest value")
+    log_uniform: tuple[float, float] | None = Field(
+        None, description="the same, even over orders of magnitude"
+    )
+
+
+class TuneParams(Section):
+    """The search of `willis tune` for better values of `train` (docs/extend.md)."""
+
+    num_samples: Whole = Field(16, ge=2, description="trials in all; the first is `train` as it stands")
+    max_concurrent: Whole = Field(2, ge=1, description="trials at once, where the cluster has room")
+    grace_epochs: Whole = Field(4, ge=1, description="epochs that a trial has before it may be stopped")
+    reduction_factor: Whole = Field(3, ge=2, description="one trial in so many goes on at each halt")
+    seed: Whole = Field(7, ge=0, description="same seed and space, same trials")
+    space: dict[str, SearchRange] = Field(
+        default_factory=dict,
+        description="key of `train` -> `choices`, `uniform` or `log_uniform`: what is tried for it",
+    )
+
+
 class EvaluateParams(Section):
     """What is reported, and how sure one wants to be."""
 
@@ -289,6 +313,7 @@ class Params(Section):
     report: ReportParams = ReportParams()
     featurize: FeaturizeParams = FeaturizeParams()
     train: TrainParams = TrainParams()
+    tune: TuneParams = TuneParams()
     evaluate: EvaluateParams = EvaluateParams()
     promote: PromoteParams = PromoteParams()
     deploy: DeployParams = DeployParams()

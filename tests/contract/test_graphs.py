@@ -186,4 +186,4 @@ def test_the_monitoring_pipeline_compiles_and_is_never_cached(tmp_path: Path) ->
 
 def test_params_yaml_is_valid_and_has_a_section_per_step(repository: Path) -> None:
     params = load_params(repository / "params.yaml")
-    assert set(GRAPH) | {"cohort", "deploy", "monitor"} == set(type(params).model_fields)
+    assert set(GRAPH) | {"cohort", "deploy", "monitor", "tune"} == set(type(params).model_fields)

@@ -19,6 +19,7 @@ from uuid import uuid4
 
 import willis.errors
 from willis.errors import RayError, StepError, WillisError
+from willis.params import TrainParams
 from willis.training.loop import Job, Tick, World, fit
 from willis.training.metrics import EpochRecord
 
@@ -47,7 +48,7 @@ def train_on_cluster(job: Job, out: Path, address: str, on_tick: Callable[[Tick]
     for name in (PROGRESS, FAILURE):
         (out / name).unlink(missing_ok=True)
     with connected(address):
-        _check_size(job, address)
+        check_size(job.params, address)
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ray-train") as thread:
             running = thread.submit(_run_trainer, job, out)
             for tick in _ticks(out / PROGRESS, running.done):
@@ -99,11 +100,15 @@ def _no_cluster(address: str, reason: str) -> str:
     )
 
 
-def _check_size(job: Job, address: str) -> None:
-    """Ray would wait for ever for a worker that fits nowhere."""
+def check_size(params: TrainParams, address: str) -> None:
+    """Ray would wait for ever for a worker that fits nowhere.
+
+    Raises:
+        RayError: the cluster is too small for these workers.
+    """
     import ray
 
-    params, total = job.params, ray.cluster_resources()
+    total = ray.cluster_resources()
     for name, each in (("CPU", float(params.threads_per_worker)), ("GPU", float(params.use_gpu))):
         if total.get(name, 0.0) < each * params.num_workers:
             raise RayError(
