@@ -180,7 +180,7 @@ def made_cases(folder: Path, num_patients: int) -> tuple[Cases, NetworkConfig]:
 
 @contextmanager
 def cluster(arguments: argparse.Namespace) -> Iterator[str]:
-    """The cluster that was named, or one as `make demo` starts it, with a CPU for each worker."""
+    """The cluster that was named, or one sparing as `make demo`'s, with a CPU for each worker."""
     if arguments.ray_address:
         yield arguments.ray_address
         return

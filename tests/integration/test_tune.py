@@ -53,7 +53,7 @@ def found(tiny_ingest: TinyCohort, ray_head: RayHead, tmp_path_factory: pytest.T
     """Kill `willis tune` as soon as its first trial has ended; run it again."""
     folder = tmp_path_factory.mktemp("tune")
     sections = {"train": TRAIN.model_dump(mode="json"), "tune": TUNE.model_dump(exclude_defaults=True)}
-    (folder / "params.yaml").write_text(json.dumps(json.loads(json.dumps(sections))))
+    (folder / "params.yaml").write_text(json.dumps(sections))
     assert load_params(folder / "params.yaml").tune == TUNE
     words = ["tune", "--ingest", tiny_ingest.ingest, "--features", tiny_ingest.features, "--out", "out"]
     command = [sys.executable, "-c", "from willis.cli import main; main()", *map(str, words), "--json"]

@@ -1,6 +1,5 @@
 """Training one fold in this process: the plain loop of `willis.training`, without a cluster."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from willis.models.decision import Calibration
 from willis.models.network import TrimodalNetwork
 from willis.models.text import TextEncoder
 from willis.params import TrainParams
-from willis.training.checkpoints import Checkpoints
 from willis.training.dataset import fit_config, read_cases, read_table
 from willis.training.loop import Job, World, fit
 
@@ -35,9 +33,7 @@ def train_fold(
     encoder = TextEncoder.load(params.text_encoder, embeddings)
     reads = "text" in params.use_modalities
     cases = read_cases(frame, arrays, config, encoder if reads else None)
-    named = "\n".join([params.model_dump_json(), config.model_dump_json(), cases.digest()])
-    checkpoints = Checkpoints(work, hashlib.sha256(named.encode()).hexdigest())
-    state = fit(Job(cases, config, params, checkpoints), World())
+    state = fit(Job.on(cases, config, params, work), World())
     network = TrimodalNetwork(config)
     network.load_state_dict(state.best)
     return Predictor(network, Calibration(), encoder)

@@ -1,6 +1,5 @@
 """`train`: the trimodal network on the training split, data-parallel on a Ray cluster."""
 
-import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +11,8 @@ from willis.errors import StepError
 from willis.params import TrainParams
 from willis.revision import code_revision
 from willis.settings import Settings
-from willis.training.checkpoints import Checkpoints, TrainState
-from willis.training.dataset import fit_config, read_cases, read_table
+from willis.training.checkpoints import TrainState
+from willis.training.dataset import encode, read_table
 from willis.training.distributed import FAILURE, PROGRESS, train_on_cluster, write_whole
 from willis.training.loop import Job, OnTick, Tick
 
@@ -100,17 +99,10 @@ def train(ingest: Path, features: Path, out: Path, params: TrainParams, settings
 def make_job(ingest: Path, features: Path, out: Path, params: TrainParams) -> Job:
     """Read and encode everything that training needs, fitted on the training split alone."""
     from willis.imaging.shards import StudyArrays
-    from willis.models.text import TextEncoder
 
     arrays = StudyArrays.open(ingest)
-    frame = read_table(features, arrays)
-    config = fit_config(frame, arrays, params)
-    reads = "text" in params.use_modalities
-    encoder = TextEncoder.load(params.text_encoder, out / "embeddings") if reads else None
-    cases = read_cases(frame, arrays, config, encoder)
-    named = "\n".join([params.model_dump_json(), config.model_dump_json(), cases.digest()])
-    fingerprint = hashlib.sha256(named.encode()).hexdigest()
-    return Job(cases, config, params, Checkpoints(out / "checkpoints", fingerprint))
+    cases, config = encode(read_table(features, arrays), arrays, params, out / "embeddings")
+    return Job.on(cases, config, params, out / "checkpoints")
 
 
 def _code(out: Path, *, resumed: bool) -> TrainingCode:

@@ -168,6 +168,26 @@ def read_cases(
     )
 
 
+def encode(
+    frame: "pd.DataFrame", arrays: StudyArrays, params: TrainParams, embeddings: Path
+) -> tuple[Cases, NetworkConfig]:
+    """Fit columns and scales on the training split, then turn the table into numbers.
+
+    Args:
+        frame: of `read_table`.
+        arrays: the shards.
+        params: section `train`.
+        embeddings: cache of text embeddings.
+
+    Raises:
+        CohortError: as `fit_config`.
+    """
+    config = fit_config(frame, arrays, params)
+    reads = "text" in params.use_modalities
+    encoder = TextEncoder.load(params.text_encoder, embeddings) if reads else None
+    return read_cases(frame, arrays, config, encoder), config
+
+
 def _read_texts(
     frame: "pd.DataFrame", has_text: Bool, config: NetworkConfig, encoder: TextEncoder | None
 ) -> Embedded:

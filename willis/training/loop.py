@@ -4,10 +4,13 @@ With several ranks a process group must exist before `fit` is called; who made i
 """
 
 import ctypes
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -64,6 +67,23 @@ class Job:
     config: NetworkConfig
     params: TrainParams
     checkpoints: Checkpoints
+
+    @classmethod
+    def on(
+        cls, cases: Cases, config: NetworkConfig, params: TrainParams, folder: Path, *, keep: int = 2
+    ) -> Self:
+        """A run that goes on from the checkpoints in `folder`, if they are of this very data and network.
+
+        Args:
+            cases: what to train on.
+            config: of the network.
+            params: section `train`.
+            folder: of the checkpoints.
+            keep: how many of them stay.
+        """
+        named = "\n".join([params.model_dump_json(), config.model_dump_json(), cases.digest()])
+        fingerprint = hashlib.sha256(named.encode()).hexdigest()
+        return cls(cases, config, params, Checkpoints(folder, fingerprint, keep))
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from willis.training.metrics import EpochRecord
-from willis.training.trial import Course
+from willis.training.trial import Course, objective
 
 INK, QUIET, BEST, FIRST = "#1f2933", "#9aa8b5", "#0b6e99", "#c05621"
 NOTE = "Chosen on validation, so the best looks better than it is. For research, not for diagnosis."
@@ -25,7 +24,7 @@ def draw_search(path: Path, courses: list[Course], best: Course) -> None:
     figure = Figure(figsize=(7.2, 4.8), layout="constrained")
     axes = figure.subplots()
     for course in sorted(courses, key=lambda one: (one.number == best.number, one.number == 0)):
-        values = [_value(record, stop_on) for record in course.records]
+        values = [objective((record,), stop_on) for record in course.records]
         epochs = range(1, len(values) + 1)
         axes.plot(
             epochs, values, marker=_end(course), markevery=[-1] if values else [], **_line(course, best)
@@ -38,10 +37,6 @@ def draw_search(path: Path, courses: list[Course], best: Course) -> None:
     axes.legend(fontsize=9, frameon=False)
     figure.supxlabel(NOTE, fontsize=8, color=INK)
     figure.savefig(path, dpi=160, metadata={"Software": None, "Description": NOTE})
-
-
-def _value(record: EpochRecord, stop_on: str) -> float:
-    return record.val_auc if stop_on == "auc" and record.val_auc is not None else record.val_loss
 
 
 def _end(course: Course) -> str:

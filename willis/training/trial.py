@@ -4,7 +4,6 @@ A trial's folder says how far it is, so that a search that was killed goes on fr
 by a line per epoch, `ended.json` appears when it is done or was stopped, `failure.json` when it failed.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -17,8 +16,7 @@ import torch
 
 from willis.errors import CohortError, StepError, WillisError
 from willis.params import TrainParams
-from willis.training.checkpoints import Checkpoints
-from willis.training.dataset import Cases, fit_config, read_cases, read_table
+from willis.training.dataset import Cases, encode, read_table
 from willis.training.distributed import FAILURE, write_whole
 from willis.training.loop import Job, Tick, World, fit
 from willis.training.metrics import EpochRecord
@@ -90,18 +88,11 @@ def seen_table(ingest: Path, features: Path) -> "pd.DataFrame":
 def trial_job(search: Search, number: int) -> Job:
     """Everything that one trial trains on; nothing of the test and calibration splits is in it."""
     from willis.imaging.shards import StudyArrays
-    from willis.models.text import TextEncoder
 
     params = search.trials[number]
-    arrays = StudyArrays.open(search.ingest)
     frame = seen_table(search.ingest, search.features)
-    config = fit_config(frame, arrays, params)
-    reads = "text" in params.use_modalities
-    encoder = TextEncoder.load(params.text_encoder, search.embeddings) if reads else None
-    cases = _without_images(read_cases(frame, arrays, config, encoder))
-    named = "\n".join([params.model_dump_json(), config.model_dump_json(), cases.digest()])
-    fingerprint = hashlib.sha256(named.encode()).hexdigest()
-    return Job(cases, config, params, Checkpoints(search.trial(number) / CHECKPOINTS, fingerprint, keep=1))
+    cases, config = encode(frame, StudyArrays.open(search.ingest), params, search.embeddings)
+    return Job.on(_without_images(cases), config, params, search.trial(number) / CHECKPOINTS, keep=1)
 
 
 def check_validation(cases: Cases, stop_on: str) -> None:
