@@ -15,6 +15,7 @@ from rich.markup import escape
 from willis.errors import WillisError
 from willis.outputs import NO_SPACE
 from willis.pipeline_commands import pipeline_app
+from willis.report_commands import reports_app
 from willis.settings import settings
 from willis.summaries import show as _show
 
@@ -32,6 +33,7 @@ import_app = typer.Typer(help="Bring patients in as a canonical BIDS cohort.", n
 cohort_app.add_typer(import_app, name="import")
 app.add_typer(cohort_app, name="cohort")
 app.add_typer(pipeline_app, name="pipeline")
+app.add_typer(reports_app, name="reports")
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="params.yaml to read the step's section from.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON, for machines.")]
