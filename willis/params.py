@@ -1,31 +1,17 @@
 """Science facts: one frozen model per section of params.yaml, section name = step name = DVC stage name.
 
-Units stand in the names. An unknown key is refused with the nearest known one; a value out of range is
-refused with the rule and its place in the file.
+Units stand in the names. What all sections share, and how one is checked, is in `willis/sections.py`.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from willis.cohort.schema import Sequence
 from willis.errors import ParamsError
-
-
-def _whole(value: object) -> object:
-    """KFP passes dict parameters as JSON, so a whole number may arrive as 2.0."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Whole = Annotated[int, BeforeValidator(_whole)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """A section of params.yaml."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+from willis.sections import Section, Share, Whole
+from willis.sections import parse_section as parse_section  # noqa: PLC0414  (every caller finds it here)
 
 
 class CohortParams(Section):
@@ -133,14 +119,11 @@ class FeaturizeParams(Section):
     )
 
 
-class TrainParams(Section):
-    """The trimodal network and its training."""
+class LoopParams(Section):
+    """A training loop and the workers that run it."""
 
     seed: Whole = 7
     """Seed of weights, order of patients and dropout."""
-    epochs: Whole = Field(16, ge=1)
-    """Longest run, in passes over the training split."""
-    batch_size: Whole = Field(32, ge=2, description="over all workers")
     learning_rate: float = Field(1e-3, gt=0)
     """Peak learning rate of AdamW."""
     weight_decay: float = Field(1e-2, ge=0)
@@ -149,6 +132,26 @@ class TrainParams(Section):
     """Share of steps in which the learning rate rises."""
     clip_norm: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
+    num_workers: Whole = Field(2, ge=1)
+    """Ray Train workers."""
+    use_gpu: bool = False
+    """One GPU per worker, NCCL between them."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the forward pass."""
+    threads_per_worker: Whole = Field(1, ge=1)
+    """CPU threads of each worker."""
+    checkpoint_every: Whole = Field(1, ge=1)
+    """Epochs between checkpoints."""
+    max_failures: Whole = Field(3, ge=0)
+    """Lost workers that a run survives."""
+
+
+class TrainParams(LoopParams):
+    """The trimodal network and its training."""
+
+    epochs: Whole = Field(16, ge=1)
+    """Longest run, in passes over the training split."""
+    batch_size: Whole = Field(32, ge=2, description="over all workers")
     dropout: Share = 0.3
     """Dropout in the heads and the fusion."""
     modality_dropout: Share = 0.3
@@ -190,18 +193,6 @@ class TrainParams(Section):
     """Frozen sentence encoder: the packaged one, or a Hugging Face name."""
     use_modalities: tuple[Literal["image", "text", "table"], ...] = ("image", "text", "table")
     """Modalities that the network may see."""
-    num_workers: Whole = Field(2, ge=1)
-    """Ray Train workers."""
-    use_gpu: bool = False
-    """One GPU per worker, NCCL between them."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the forward pass."""
-    threads_per_worker: Whole = Field(1, ge=1)
-    """CPU threads of each worker."""
-    checkpoint_every: Whole = Field(1, ge=1)
-    """Epochs between checkpoints."""
-    max_failures: Whole = Field(3, ge=0)
-    """Lost workers that a run survives."""
 
 
 class SearchRange(Section):
@@ -320,28 +311,6 @@ class Params(Section):
     monitor: MonitorParams = MonitorParams()
 
 
-S = TypeVar("S", bound=Section)
-
-
-def parse_section(section: type[S], values: dict[str, Any], place: str) -> S:
-    """Check one section's values.
-
-    Args:
-        section: the model of the section.
-        values: what the file or the pipeline gave.
-        place: where the values came from, for the message.
-
-    Raises:
-        ParamsError: with value, rule, place and, for an unknown key, the nearest known one.
-    """
-    try:
-        return section.model_validate(values)
-    except ValidationError as error:
-        raise ParamsError(
-            "; ".join(_explain(section, dict(item), place) for item in error.errors())
-        ) from None
-
-
 def load_params(path: Path) -> Params:
     """Read params.yaml.
 
@@ -360,26 +329,3 @@ def load_params(path: Path) -> Params:
     if not isinstance(values, dict):
         raise ParamsError(f"{path} holds {type(values).__name__}; it must hold one mapping per section")
     return parse_section(Params, values, str(path))
-
-
-def _explain(section: type[BaseModel], item: dict[str, Any], place: str) -> str:
-    from difflib import get_close_matches
-
-    path = [str(part) for part in item["loc"]]
-    where = f"{place}: {'.'.join(path)}"
-    if item["type"] != "extra_forbidden":
-        return f"{'.'.join(path)} is {item['input']!r}; {item['msg']} ({where})"
-    near = get_close_matches(path[-1], _keys_at(section, path[:-1]), n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{path[-1]!r} is not a known key{hint} ({where})"
-
-
-def _keys_at(section: type[BaseModel], path: list[str]) -> list[str]:
-    for name in path:
-        field = section.model_fields.get(name)
-        if field is None or not (
-            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        ):
-            break
-        section = field.annotation
-    return list(section.model_fields)
