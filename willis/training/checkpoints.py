@@ -9,19 +9,22 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
+from pydantic import BaseModel
+from typing_extensions import TypeVar
 
 from willis.errors import StepError
 from willis.training.metrics import EpochRecord
 
 STATE, SEAL = "state.pt", "complete.json"
+R = TypeVar("R", bound=BaseModel, default=EpochRecord)
 
 
 @dataclass(frozen=True)
-class TrainState:
-    """A run after some epoch.
+class TrainState(Generic[R]):
+    """A run after some epoch; R is what it records of one.
 
     Attributes:
         network: parameters after the last epoch of `history`.
@@ -36,7 +39,7 @@ class TrainState:
     optimizer: dict[str, Any]
     best: dict[str, torch.Tensor]
     best_epoch: int
-    history: tuple[EpochRecord, ...]
+    history: tuple[R, ...]
     finished: bool
 
     @property
@@ -45,15 +48,22 @@ class TrainState:
         return len(self.history)
 
 
-class Checkpoints:
+class Checkpoints(Generic[R]):
     """A folder of checkpoints of one run; `fingerprint` says which run (its data and parameters)."""
 
-    def __init__(self, folder: Path, fingerprint: str, keep: int = 2) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        fingerprint: str,
+        keep: int = 2,
+        record: type[R] = EpochRecord,  # type: ignore[assignment]  # mypy knows no default of a type variable
+    ) -> None:
         self.folder = folder
         self.fingerprint = fingerprint
         self.keep = keep
+        self.record = record
 
-    def save(self, state: TrainState) -> Path:
+    def save(self, state: TrainState[R]) -> Path:
         """Write one checkpoint; it appears under its name only when whole.
 
         Raises:
@@ -71,16 +81,16 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             raise StepError(
                 f"checkpoint {self.folder / name} cannot be written: {error}; free some space and run "
-                "`willis train` again, it goes on from the newest whole checkpoint"
+                "the same command again, it goes on from the newest whole checkpoint"
             ) from error
         self._prune()
         return self.folder / name
 
-    def newest(self) -> TrainState | None:
+    def newest(self) -> TrainState[R] | None:
         """Read the newest whole checkpoint of this run; damaged and foreign ones are passed over."""
         for path in sorted(self.folder.glob("epoch-*"), reverse=True):
             if self._is_whole(path):
-                return _unpack(torch.load(path / STATE, map_location="cpu", weights_only=True))
+                return _unpack(torch.load(path / STATE, map_location="cpu", weights_only=True), self.record)
         return None
 
     def clear_foreign(self) -> None:
@@ -91,7 +101,7 @@ class Checkpoints:
             if not self._is_whole(path):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _write(self, folder: Path, state: TrainState) -> None:
+    def _write(self, folder: Path, state: TrainState[R]) -> None:
         with (folder / STATE).open("wb") as file:
             torch.save(_pack(state), file)
             file.flush()
@@ -115,7 +125,7 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _pack(state: TrainState) -> dict[str, Any]:
+def _pack(state: TrainState[R]) -> dict[str, Any]:
     return {
         "network": state.network,
         "optimizer": state.optimizer,
@@ -126,8 +136,8 @@ def _pack(state: TrainState) -> dict[str, Any]:
     }
 
 
-def _unpack(packed: dict[str, Any]) -> TrainState:
-    history = tuple(EpochRecord(**record) for record in packed.pop("history"))
+def _unpack(packed: dict[str, Any], kind: type[R]) -> TrainState[R]:
+    history = tuple(kind(**record) for record in packed.pop("history"))
     return TrainState(history=history, **packed)
 
 

@@ -1,8 +1,8 @@
 """Training on a Ray cluster: the only module that imports ray.train.
 
-Every worker runs `loop.fit` on its share. A worker that dies brings the group down; Ray starts it again, and
-`fit` goes on from the newest whole checkpoint. An error that would only come again (bad data, no space) is
-written down, so that Ray does not try it again and the caller sees it as it is.
+Every worker runs the job (`loop.fit`) on its share. A worker that dies brings the group down; Ray starts it
+again, and the job goes on from the newest whole checkpoint. An error that would only come again (bad data, no
+space) is written down, so that Ray does not try it again and the caller sees it as it is.
 """
 
 import json
@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol
 from uuid import uuid4
 
 import willis.errors
 from willis.errors import RayError, StepError, WillisError
-from willis.params import TrainParams
-from willis.training.loop import Job, Tick, World, fit
-from willis.training.metrics import EpochRecord
+from willis.params import LoopParams
+from willis.training.checkpoints import R
+from willis.training.loop import Tick, World
 
 PROGRESS, FAILURE = "progress.json", "failure.json"
 # Ray Train runs the loop in a thread, to which glibc gives an arena of its own that hands large blocks back
@@ -31,7 +31,26 @@ CONNECT_WITHIN_S = 5.0
 POLL_S = 0.25
 
 
-def train_on_cluster(job: Job, out: Path, address: str, on_tick: Callable[[Tick], None]) -> None:
+class ClusterJob(Protocol, Generic[R]):
+    """What a cluster can run: it travels to every worker, and goes on from its own checkpoints."""
+
+    @property
+    def step(self) -> str:
+        """Name of the step and of its section of params.yaml, for messages."""
+
+    @property
+    def record(self) -> type[R]:
+        """What a tick holds at the end of an epoch."""
+
+    @property
+    def params(self) -> LoopParams:
+        """Workers, threads, GPUs, and how many lost workers are survived."""
+
+    def run(self, world: World, on_tick: Callable[[Tick[R]], None]) -> object:
+        """Do one worker's share, from the newest whole checkpoint."""
+
+
+def train_on_cluster(job: ClusterJob[R], out: Path, address: str, on_tick: Callable[[Tick[R]], None]) -> None:
     """Run a job on `job.params.num_workers` workers of a Ray cluster; its checkpoints hold the result.
 
     Args:
@@ -42,16 +61,16 @@ def train_on_cluster(job: Job, out: Path, address: str, on_tick: Callable[[Tick]
 
     Raises:
         RayError: no cluster answers, it is too small, or workers died more often than `max_failures`.
-        WillisError: whatever `fit` raised on a worker.
+        WillisError: whatever the job raised on a worker.
     """
     out.mkdir(parents=True, exist_ok=True)
     for name in (PROGRESS, FAILURE):
         (out / name).unlink(missing_ok=True)
     with connected(address):
-        check_size(job.params, address)
+        check_size(job.params, address, job.step)
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ray-train") as thread:
             running = thread.submit(_run_trainer, job, out)
-            for tick in _ticks(out / PROGRESS, running.done):
+            for tick in _ticks(out / PROGRESS, running.done, job):
                 on_tick(tick)
             running.result()
     _raise_recorded(out / FAILURE)
@@ -100,7 +119,7 @@ def _no_cluster(address: str, reason: str) -> str:
     )
 
 
-def check_size(params: TrainParams, address: str) -> None:
+def check_size(params: LoopParams, address: str, step: str = "train") -> None:
     """Ray would wait for ever for a worker that fits nowhere.
 
     Raises:
@@ -113,12 +132,12 @@ def check_size(params: TrainParams, address: str) -> None:
         if total.get(name, 0.0) < each * params.num_workers:
             raise RayError(
                 f"the Ray cluster at {address!r} has {total.get(name, 0.0):g} {name}s; training asks for "
-                f"{each * params.num_workers:g} (params.yaml: train.num_workers is {params.num_workers}, "
-                "train.threads_per_worker, train.use_gpu)"
+                f"{each * params.num_workers:g} (params.yaml: {step}.num_workers is {params.num_workers}, "
+                f"{step}.threads_per_worker, {step}.use_gpu)"
             )
 
 
-def _run_trainer(job: Job, out: Path) -> None:
+def _run_trainer(job: ClusterJob[R], out: Path) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -133,7 +152,7 @@ def _run_trainer(job: Job, out: Path) -> None:
             resources_per_worker={"CPU": params.threads_per_worker, "GPU": int(params.use_gpu)},
         ),
         run_config=RunConfig(  # type: ignore[call-arg]  # Ray's annotations are those of its first Train
-            name=f"train-{uuid4().hex[:12]}",
+            name=f"{job.step}-{uuid4().hex[:12]}",
             storage_path=str((out / "ray").resolve()),
             failure_config=FailureConfig(max_failures=params.max_failures),
             worker_runtime_env={"env_vars": WORKER_VARIABLES},
@@ -145,7 +164,7 @@ def _run_trainer(job: Job, out: Path) -> None:
         _raise_recorded(out / FAILURE)
         raise RayError(
             f"training on Ray ended after {params.max_failures} new starts: {error}; checkpoints are kept, "
-            "run `willis train` again to go on (params.yaml: train.max_failures)"
+            f"run `willis {job.step}` again to go on (params.yaml: {job.step}.max_failures)"
         ) from error
 
 
@@ -155,7 +174,7 @@ def _work(config: dict[str, Any]) -> None:
     import torch
     from ray.train.torch import get_device
 
-    job: Job = config["job"]
+    job: ClusterJob[Any] = config["job"]
     out = Path(config["out"])
     if (out / FAILURE).exists():
         return
@@ -163,14 +182,14 @@ def _work(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), torch.device(get_device()))
 
-    def on_tick(tick: Tick) -> None:
+    def on_tick(tick: Tick[Any]) -> None:
         if world.rank == 0:
             write_whole(out / PROGRESS, _packed(tick))
         if tick.record is not None:
             ray.train.report(tick.record.model_dump())
 
     try:
-        fit(job, world, on_tick)
+        job.run(world, on_tick)
     except WillisError as error:
         write_whole(out / FAILURE, json.dumps({"kind": type(error).__name__, "message": str(error)}))
         raise
@@ -183,12 +202,12 @@ def write_whole(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _packed(tick: Tick) -> str:
+def _packed(tick: Tick[R]) -> str:
     record = tick.record.model_dump() if tick.record else None
     return json.dumps({"epoch": tick.epoch, "step": tick.step, "steps": tick.steps, "record": record})
 
 
-def _ticks(path: Path, is_done: Callable[[], bool]) -> Iterator[Tick]:
+def _ticks(path: Path, is_done: Callable[[], bool], job: ClusterJob[R]) -> Iterator[Tick[R]]:
     """Follow the progress file until the run is done."""
     seen = ""
     while not is_done():
@@ -198,7 +217,7 @@ def _ticks(path: Path, is_done: Callable[[], bool]) -> Iterator[Tick]:
             seen = text
             values = json.loads(text)
             record = values.pop("record")
-            yield Tick(**values, record=EpochRecord(**record) if record else None)
+            yield Tick(**values, record=job.record(**record) if record else None)
 
 
 def _raise_recorded(path: Path) -> None:

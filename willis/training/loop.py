@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Generic, Self
 
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from willis.errors import CohortError, StepError
 from willis.models.losses import Losses, join_ranks, total_loss
 from willis.models.network import Batch, NetworkConfig, Output, TrimodalNetwork
-from willis.params import TrainParams
-from willis.training.checkpoints import Checkpoints, TrainState
+from willis.params import LoopParams, TrainParams
+from willis.training.checkpoints import Checkpoints, R, TrainState
 from willis.training.dataset import (
     Cases,
     Share,
@@ -47,13 +47,13 @@ class World:
 
 
 @dataclass(frozen=True)
-class Tick:
+class Tick(Generic[R]):
     """Progress: `step` of `steps` in all epochs are done; `record` stands at the end of an epoch."""
 
     epoch: int
     step: int
     steps: int
-    record: EpochRecord | None = None
+    record: R | None = None
 
 
 OnTick = Callable[[Tick], None]
@@ -62,6 +62,9 @@ OnTick = Callable[[Tick], None]
 @dataclass(frozen=True)
 class Job:
     """One training run: data, network, parameters, where checkpoints go."""
+
+    step: ClassVar[str] = "train"
+    record: ClassVar[type[EpochRecord]] = EpochRecord
 
     cases: Cases
     config: NetworkConfig
@@ -84,6 +87,10 @@ class Job:
         named = "\n".join([params.model_dump_json(), config.model_dump_json(), cases.digest()])
         fingerprint = hashlib.sha256(named.encode()).hexdigest()
         return cls(cases, config, params, Checkpoints(folder, fingerprint, keep))
+
+    def run(self, world: World, on_tick: OnTick) -> TrainState:
+        """`fit`, as a cluster calls it."""
+        return fit(self, world, on_tick)
 
 
 @dataclass(frozen=True)
@@ -148,7 +155,7 @@ class _Run:
         """The newest whole checkpoint, or the start."""
         state = self.job.checkpoints.newest()
         if state is None:
-            weights = _copied(self.network)
+            weights = copied(self.network)
             return TrainState(weights, {}, weights, best_epoch=-1, history=(), finished=False)
         self.network.load_state_dict(state.network)
         if state.optimizer:
@@ -158,7 +165,7 @@ class _Run:
     def epoch(self, before: TrainState) -> TrainState:
         """Train one epoch, validate, and say whether it was the best and the last."""
         number, params = before.next_epoch, self.job.params
-        torch.manual_seed(_seed(params.seed, number, self.world.rank))
+        torch.manual_seed(seed_of(params.seed, number, self.world.rank))
         started = time.perf_counter()
         results = [self.step(number, at, share, batch, waited)
                    for at, (share, batch, waited) in enumerate(self.batches(number))]  # fmt: skip
@@ -167,7 +174,7 @@ class _Run:
         history = (*before.history, record)
         improved = before.best_epoch < 0 or is_better(record, history[before.best_epoch], params.stop_on)
         best_epoch = number if improved else before.best_epoch
-        weights = _copied(self.network)
+        weights = copied(self.network)
         finished = number + 1 == params.epochs or number - best_epoch >= params.patience
         self.on_tick(Tick(number, (number + 1) * self.steps_per_epoch,
                           params.epochs * self.steps_per_epoch, record))  # fmt: skip
@@ -222,17 +229,11 @@ class _Run:
     def losses(self, batch: Batch, epoch: int) -> Losses:
         """Loss of the joined batch of all ranks."""
         params = self.job.params
-        with self.precision():
+        with arithmetic(params, self.world):
             output: Output = self.model(batch)
             scored = join_ranks(self.network.scored(batch, output))
         decay = params.lambda_contrast_decay**epoch
         return total_loss(scored, params.lambda_contrast * decay, params.lambda_align, self.classes)
-
-    def precision(self) -> torch.autocast | nullcontext[None]:
-        """bfloat16 where asked for; the losses are always float32."""
-        if self.job.params.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.world.device.type, dtype=torch.bfloat16)
 
     def record(self, epoch: int, results: list[StepResult], seconds: float) -> EpochRecord:
         """Sum up one epoch and validate."""
@@ -260,7 +261,7 @@ class _Run:
         size = self.job.params.batch_size
         for share in shares(self.validation, size, self.world.rank, self.world.size):
             batch = collate(self.job.cases, share, self.job.config).to(self.world.device)
-            with self.precision():
+            with arithmetic(self.job.params, self.world):
                 scored = join_ranks(self.network.scored(batch, self.network(batch)))
             pair = scored.pair
             tokens = [] if pair is None else [scored.paired, pair.image_token, pair.text_token, pair.scale]
@@ -281,11 +282,20 @@ def reuse_freed_memory() -> None:
         return  # another C library: only slower
 
 
-def _seed(*parts: int) -> int:
+def arithmetic(params: LoopParams, world: World) -> torch.autocast | nullcontext[None]:
+    """bfloat16 where asked for; the losses are always float32."""
+    if params.precision == "float32":
+        return nullcontext()
+    return torch.autocast(world.device.type, dtype=torch.bfloat16)
+
+
+def seed_of(*parts: int) -> int:
+    """One seed out of several numbers."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
-def _copied(network: nn.Module) -> dict[str, Tensor]:
+def copied(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers on the CPU, out of reach of the next step."""
     return {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in network.state_dict().items()

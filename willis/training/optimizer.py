@@ -5,10 +5,10 @@ import math
 import torch
 from torch import nn
 
-from willis.params import TrainParams
+from willis.params import LoopParams
 
 
-def learning_rate(params: TrainParams, step: int, steps: int) -> float:
+def learning_rate(params: LoopParams, step: int, steps: int) -> float:
     """Linear warm-up, then a cosine to 0.
 
     Args:
@@ -23,7 +23,7 @@ def learning_rate(params: TrainParams, step: int, steps: int) -> float:
     return params.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def make_optimizer(network: nn.Module, params: TrainParams) -> torch.optim.AdamW:
+def make_optimizer(network: nn.Module, params: LoopParams) -> torch.optim.AdamW:
     """AdamW; weights of linear maps and convolutions decay, everything learned as a value does not."""
     named = list(network.named_parameters())
     decayed = [p for name, p in named if p.ndim > 1 and name.endswith("weight")]
