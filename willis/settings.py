@@ -69,9 +69,19 @@ class Settings(BaseSettings):
         Path("build/reports.sqlite"), description="Every report ever written, so that none is paid for twice."
     )
     report_url: str = Field(
-        "http://127.0.0.1:8100/v1", description="OpenAI-compatible server behind the LLM report writer."
+        "http://127.0.0.1:8100/v1",
+        description="OpenAI-compatible server behind the LLM report writer, or several, comma-separated; "
+        "other hosts need https and a key.",
     )
     report_api_key: SecretStr | None = Field(None, description="Key for that server.")
+    vllm_python: Path = Field(
+        Path(".venv-vllm/bin/python"), description="Python with vLLM, for `willis reports serve`."
+    )
+    vllm_options: str = Field(
+        "--dtype float32 --enforce-eager --max-num-seqs 16",
+        description="Further options of vLLM's server; the default suits its CPU build.",
+    )
+    vllm_start_s: int = Field(300, ge=1, description="Seconds until vLLM must be healthy.")
     kfp_token: SecretStr | None = Field(
         None, description="Bearer token for the KFP host of `willis pipeline submit`, where it asks for one."
     )
