@@ -9,6 +9,7 @@ from components.image import IMAGE
 def train(
     studies: dsl.Input[dsl.Dataset],
     features: dsl.Input[dsl.Dataset],
+    encoder: dsl.Input[dsl.Model],
     params: dict,
     code: str,
     model: dsl.Output[dsl.Model],
@@ -21,5 +22,6 @@ def train(
     from willis.steps.train import train as step
 
     section = parse_section(TrainParams, params, "pipeline: train")
-    summary = step(Path(studies.path), Path(features.path), Path(model.path), section, settings())
+    read = (Path(studies.path), Path(features.path))
+    summary = step(*read, Path(model.path), section, settings(), Path(encoder.path))
     model.metadata.update(summary.model_dump(mode="json"))

@@ -1,4 +1,4 @@
-"""The training pipeline: version, ingest, report, featurize, train, evaluate, promote, deploy.
+"""The training pipeline: version, ingest, report, featurize, pretrain, train, evaluate, promote, deploy.
 
 `python -m pipelines.training --out training.yaml` compiles it; `willis pipeline submit training.yaml`
 runs it on a cluster; pipelines/local.py runs it on this machine.
@@ -15,13 +15,14 @@ from components.deploy import deploy
 from components.evaluate import evaluate
 from components.featurize import featurize
 from components.ingest import ingest
+from components.pretrain import pretrain
 from components.promote import promote
 from components.report import report
 from components.train import train
 from components.version import version
 from pipelines.cluster import on_cluster
 from willis.errors import WillisError
-from willis.params import Params, TrainParams, load_params, parse_section
+from willis.params import Params, load_params, parse_section
 from willis.provenance import code_digest
 
 COMPONENTS: dict[str, tuple[Callable[..., dsl.PipelineTask], tuple[str, ...]]] = {
@@ -29,7 +30,8 @@ COMPONENTS: dict[str, tuple[Callable[..., dsl.PipelineTask], tuple[str, ...]]] =
     "ingest": (ingest, ("cohort", "data")),
     "report": (report, ("studies",)),
     "featurize": (featurize, ("studies", "reports")),
-    "train": (train, ("studies", "features")),
+    "pretrain": (pretrain, ("studies",)),
+    "train": (train, ("studies", "features", "encoder")),
     "evaluate": (evaluate, ("cohort", "studies", "features", "model")),
     "promote": (promote, ("data", "studies", "features", "model", "evaluation")),
 }
@@ -40,6 +42,7 @@ OUTPUTS = {
     "ingest": "studies",
     "report": "reports",
     "featurize": "features",
+    "pretrain": "encoder",
     "train": "model",
     "evaluate": "evaluation",
     "promote": "promotion",
@@ -54,6 +57,7 @@ class Outputs(NamedTuple):
     studies: dsl.Dataset
     reports: dsl.Dataset
     features: dsl.Dataset
+    encoder: dsl.Model
     model: dsl.Model
     evaluation: dsl.Artifact
     promotion: dsl.Artifact
@@ -67,8 +71,9 @@ def graph(
     Args:
         params: one section per step.
         with_deploy: append the deploy step; `make demo` deploys by itself.
-        num_gpus: GPUs that the training step requests and trains on, one worker each; 0 leaves params as they
-            are (train.use_gpu: true without a request is for a Ray cluster that brings its own).
+        num_gpus: GPUs that the training step, and pre-training where there is any, request and train on, one
+            worker each; 0 leaves params as they are (train.use_gpu: true without a request is for a Ray
+            cluster that brings its own).
         cluster: mount the secret and the config map that hold the settings.
     """
     params = _on_gpus(params, num_gpus) if num_gpus else params
@@ -82,7 +87,8 @@ def graph(
         if with_deploy:
             tasks["deploy"] = _deploy(tasks["promote"], sections)
         if num_gpus:
-            tasks["train"].set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(num_gpus)
+            for step in _on_ray(params):
+                tasks[step].set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(num_gpus)
         if cluster:
             for task in tasks.values():
                 on_cluster(task)
@@ -92,9 +98,20 @@ def graph(
 
 
 def _on_gpus(params: Params, num_gpus: int) -> Params:
-    section = params.train.model_dump() | {"use_gpu": True, "num_workers": num_gpus}
-    train = parse_section(TrainParams, section, f"--gpus {num_gpus}")
-    return params.model_copy(update={"train": train})
+    changed = {
+        step: parse_section(
+            type(getattr(params, step)),
+            getattr(params, step).model_dump() | {"use_gpu": True, "num_workers": num_gpus},
+            f"--gpus {num_gpus}",
+        )
+        for step in _on_ray(params)
+    }
+    return params.model_copy(update=changed)
+
+
+def _on_ray(params: Params) -> tuple[str, ...]:
+    """Steps that compute on the Ray cluster."""
+    return ("train",) if params.pretrain.method == "none" else ("pretrain", "train")
 
 
 def _steps(cohort: str, cohort_digest: str, sections: dict[str, Any]) -> dict[str, dsl.PipelineTask]:

@@ -146,6 +146,21 @@ class LoopParams(Section):
     """Lost workers that a run survives."""
 
 
+class PretrainParams(LoopParams):
+    """Pre-training of the image encoder, without labels (docs/method.md)."""
+
+    method: Literal["none", "brainmvp"] = "none"
+    """`brainmvp`: rebuild masked sequences; `none`: `train` starts from nothing."""
+    epochs: Whole = Field(40, ge=1)
+    """Passes over the training split; the last epoch's weights are kept."""
+    batch_size: Whole = Field(32, ge=2, description="over all workers")
+    mask_rate: float = Field(0.8, gt=0, lt=1, description="share of blocks that are hidden")
+    block: Whole = Field(8, ge=1, description="edge of a block, in voxels; a multiple of 4")
+    tau: float = Field(0.1, gt=0, description="temperature of the contrast of the two views")
+    template_share: Share = Field(0.2, description="first share of steps: templates fill both views")
+    contrast_share: Share = Field(1 / 3, description="last share of steps: the contrast counts")
+
+
 class TrainParams(LoopParams):
     """The trimodal network and its training."""
 
@@ -303,6 +318,7 @@ class Params(Section):
     ingest: IngestParams = IngestParams()
     report: ReportParams = ReportParams()
     featurize: FeaturizeParams = FeaturizeParams()
+    pretrain: PretrainParams = PretrainParams()
     train: TrainParams = TrainParams()
     tune: TuneParams = TuneParams()
     evaluate: EvaluateParams = EvaluateParams()

@@ -22,7 +22,8 @@ GRAPH: dict[str, tuple[str, ...]] = {
     "ingest": ("version",),
     "report": ("ingest",),
     "featurize": ("ingest", "report"),
-    "train": ("ingest", "featurize"),
+    "pretrain": ("ingest",),
+    "train": ("ingest", "featurize", "pretrain"),
     "evaluate": ("ingest", "featurize", "train"),
     "promote": ("version", "ingest", "featurize", "train", "evaluate"),
 }

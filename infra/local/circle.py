@@ -94,10 +94,11 @@ def _ray_when_asked(root: Path) -> Iterator[_Ray]:
 def _pipeline(source: Source, root: Path, journal: "Journal", ray: _Ray) -> dict[str, StepRun]:
     from infra.local.demo import console
 
+    on_ray = {"train"} if source.params.pretrain.method == "none" else {"pretrain", "train"}
     with console.status("pipeline ...") as status:
 
         def follow(step: str, state: str) -> None:
-            if (step, state) == ("train", "running"):
+            if step in on_ray and state == "running":
                 status.update("starting Ray ...")
                 ray.ensure()
             status.update(f"{step}: {state} ...")

@@ -1,7 +1,7 @@
 """`make demo`: the whole circle on this machine, from patients to drift.
 
-    cohort -> [version ingest report featurize train evaluate promote] -> deploy -> streams -> monitor -> page
-              `------------- the compiled KFP pipeline -------------'
+    cohort -> [version ingest report featurize pretrain train evaluate promote] -> deploy -> streams
+              `----------------- the compiled KFP pipeline ------------------'     -> monitor -> page
 
 Every stage is recognised as done when nothing that it reads has changed; a run that was killed goes on from
 the last finished stage.

@@ -48,15 +48,15 @@ class PatchStem(nn.Module):
         """
         tokens: Tensor = self.project(values)
         absent = (~present).to(tokens.dtype)
-        return tokens + torch.einsum("bc,cw...->bw...", absent, self._template_tokens().to(tokens.dtype))
+        return tokens + torch.einsum("bc,cw...->bw...", absent, self.each(self.template).to(tokens.dtype))
 
-    def _template_tokens(self) -> Tensor:
-        """Each channel's template through its own share of the projection: (C, width, grid...)."""
+    def each(self, volumes: Float[Tensor, "C ..."]) -> Tensor:
+        """Each channel's volume through its own share of the projection, no bias: (C, width, grid...)."""
         weight = self.project.weight
         convolve: Any = nn.functional.conv3d if weight.ndim == 5 else nn.functional.conv2d
         tokens = [
-            convolve(template[None, None], weight[:, channel : channel + 1], stride=self.patch)
-            for channel, template in enumerate(self.template)
+            convolve(volume[None, None], weight[:, channel : channel + 1], stride=self.patch)
+            for channel, volume in enumerate(volumes)
         ]
         return torch.cat(tokens)
 

@@ -1,20 +1,21 @@
 """`train`: the trimodal network on the training split, data-parallel on a Ray cluster."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from willis.errors import StepError
+from willis.models.pretrained import file_sha256, pretrained_weights
 from willis.params import TrainParams
 from willis.revision import code_revision
 from willis.settings import Settings
+from willis.steps.progress import progress_bar
 from willis.training.checkpoints import TrainState
 from willis.training.dataset import encode, read_table
 from willis.training.distributed import FAILURE, PROGRESS, train_on_cluster, write_whole
-from willis.training.loop import Job, OnTick, Tick
+from willis.training.loop import Job
+from willis.training.metrics import EpochRecord
 
 WEIGHTS, CONTRACT, METRICS, SUMMARY = "model.safetensors", "contract.json", "metrics.jsonl", "train.json"
 CODE = "code.json"
@@ -44,6 +45,7 @@ class TrainSummary(BaseModel):
         data_wait_share: share of training time that rank 0 waited for batches.
         git_revision: commit of the code that trained; None outside of a git checkout.
         git_dirty: True where that commit alone does not say what ran (`TrainingCode`).
+        pretrained_sha256: of the weights that the volumes' encoder started from; None without pre-training.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,9 +64,17 @@ class TrainSummary(BaseModel):
     params: TrainParams
     git_revision: str | None = None
     git_dirty: bool | None = None
+    pretrained_sha256: str | None = None
 
 
-def train(ingest: Path, features: Path, out: Path, params: TrainParams, settings: Settings) -> TrainSummary:
+def train(
+    ingest: Path,
+    features: Path,
+    out: Path,
+    params: TrainParams,
+    settings: Settings,
+    pretrained: Path | None = None,
+) -> TrainSummary:
     """Train the network; a run that was killed goes on from its newest whole checkpoint.
 
     Args:
@@ -73,36 +83,42 @@ def train(ingest: Path, features: Path, out: Path, params: TrainParams, settings
         out: model.safetensors, contract.json, metrics.jsonl, train.json, code.json and checkpoints/ go here.
         params: section `train` of params.yaml.
         settings: which Ray cluster.
+        pretrained: output of `pretrain`, whose weights the volumes' encoder starts from, if its method was
+            not none; without an image among `use_modalities` they are not looked at.
 
     Returns:
         The summary, which train.json holds as well.
 
     Raises:
         CohortError: too few outcomes to train or validate on.
+        BundleError: the pre-trained weights are of another architecture.
         RayError: no cluster, or one that is too small.
         StepError: the loss is not finite, or the disk is full.
     """
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    job = make_job(ingest.resolve(), features.resolve(), out, params)
+    job = make_job(ingest.resolve(), features.resolve(), out, params, pretrained and pretrained.resolve())
     job.checkpoints.clear_foreign()
     state = job.checkpoints.newest()
     if state is None or not state.finished:
         write_whole(out / CODE, _code(out, resumed=state is not None).model_dump_json() + "\n")
-        with _progress_bar() as on_tick:
+        with progress_bar("train", _said) as on_tick:
             train_on_cluster(job, out, settings.ray_address, on_tick)
         state = job.checkpoints.newest()
     assert state is not None, "a run that ended well has left a checkpoint"
     return _write(job, state, out)
 
 
-def make_job(ingest: Path, features: Path, out: Path, params: TrainParams) -> Job:
+def make_job(
+    ingest: Path, features: Path, out: Path, params: TrainParams, pretrained: Path | None = None
+) -> Job:
     """Read and encode everything that training needs, fitted on the training split alone."""
     from willis.imaging.shards import StudyArrays
 
     arrays = StudyArrays.open(ingest)
     cases, config = encode(read_table(features, arrays), arrays, params, out / "embeddings")
-    return Job.on(cases, config, params, out / "checkpoints")
+    weights = pretrained_weights(pretrained) if pretrained and "image" in params.use_modalities else None
+    return Job.on(cases, config, params, out / "checkpoints", pretrained=weights)
 
 
 def _code(out: Path, *, resumed: bool) -> TrainingCode:
@@ -165,21 +181,10 @@ def _summary(job: Job, state: TrainState, code: TrainingCode) -> TrainSummary:
         data_wait_share=waited / sum(seconds),
         git_revision=code.git_revision,
         git_dirty=code.git_dirty,
+        pretrained_sha256=job.pretrained and file_sha256(job.pretrained),
     )
 
 
-@contextmanager
-def _progress_bar() -> Iterator[OnTick]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    with Progress(TextColumn("train"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                  TextColumn("{task.fields[said]}")) as bar:  # fmt: skip
-        task = bar.add_task("train", total=None, said="waiting for workers")
-
-        def on_tick(tick: Tick) -> None:
-            bar.update(task, completed=tick.step, total=tick.steps)
-            if tick.record is not None:
-                area = f", AUC {tick.record.val_auc:.3f}" if tick.record.val_auc is not None else ""
-                bar.update(task, said=f"epoch {tick.epoch}: validation loss {tick.record.val_loss:.3f}{area}")
-
-        yield on_tick
+def _said(record: EpochRecord) -> str:
+    area = f", AUC {record.val_auc:.3f}" if record.val_auc is not None else ""
+    return f"validation loss {record.val_loss:.3f}{area}"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from willis.errors import CohortError, StepError
 from willis.models.losses import Losses, join_ranks, total_loss
 from willis.models.network import Batch, NetworkConfig, Output, TrimodalNetwork
+from willis.models.pretrained import file_sha256
 from willis.params import LoopParams, TrainParams
 from willis.training.checkpoints import Checkpoints, R, TrainState
 from willis.training.dataset import (
@@ -70,10 +71,18 @@ class Job:
     config: NetworkConfig
     params: TrainParams
     checkpoints: Checkpoints
+    pretrained: Path | None = None
 
     @classmethod
     def on(
-        cls, cases: Cases, config: NetworkConfig, params: TrainParams, folder: Path, *, keep: int = 2
+        cls,
+        cases: Cases,
+        config: NetworkConfig,
+        params: TrainParams,
+        folder: Path,
+        *,
+        keep: int = 2,
+        pretrained: Path | None = None,
     ) -> Self:
         """A run that goes on from the checkpoints in `folder`, if they are of this very data and network.
 
@@ -83,10 +92,13 @@ class Job:
             params: section `train`.
             folder: of the checkpoints.
             keep: how many of them stay.
+            pretrained: weights that the volumes' encoder starts from.
         """
-        named = "\n".join([params.model_dump_json(), config.model_dump_json(), cases.digest()])
-        fingerprint = hashlib.sha256(named.encode()).hexdigest()
-        return cls(cases, config, params, Checkpoints(folder, fingerprint, keep))
+        named = [params.model_dump_json(), config.model_dump_json(), cases.digest()]
+        if pretrained is not None:
+            named.append(file_sha256(pretrained))
+        fingerprint = hashlib.sha256("\n".join(named).encode()).hexdigest()
+        return cls(cases, config, params, Checkpoints(folder, fingerprint, keep), pretrained)
 
     def run(self, world: World, on_tick: OnTick) -> TrainState:
         """`fit`, as a cluster calls it."""
@@ -141,7 +153,7 @@ class _Run:
         self.classes = weights and weights.to(world.device)
         torch.manual_seed(job.params.seed)
         self.network = TrimodalNetwork(job.config)
-        start(self.network, job.cases, self.rows)
+        start(self.network, job.cases, self.rows, job.pretrained)
         self.network.to(world.device)
         self.model: nn.Module = self.network
         if world.size > 1:

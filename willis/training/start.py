@@ -1,11 +1,15 @@
 """What a network takes from the training split before its first step."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
 from willis.cohort.schema import MODALITIES
+from willis.imaging.shards import StudyArrays
 from willis.models.losses import ClassWeights
 from willis.models.network import TrimodalNetwork
+from willis.models.pretrained import load_encoder
 from willis.models.vision import VolumeEncoder
 from willis.params import TrainParams
 from willis.training.dataset import Cases, Rows
@@ -14,17 +18,22 @@ TEMPLATE_STUDIES = 24
 TOKEN_STUDIES = 200
 
 
-def start(network: TrimodalNetwork, cases: Cases, rows: Rows) -> None:
-    """Start templates at the mean brain, and centre the reports.
+def start(network: TrimodalNetwork, cases: Cases, rows: Rows, pretrained: Path | None = None) -> None:
+    """Start templates at the mean brain, or the encoder where `pretrain` left it; centre the reports.
 
     Args:
         network: just made, on the CPU.
         cases: all studies.
         rows: the training split's, the only ones looked at.
+        pretrained: weights of `pretrain`, or None.
+
+    Raises:
+        BundleError: those weights are of another architecture, or damaged.
     """
     if network.image is not None:
-        spread = np.linspace(0, len(rows) - 1, min(len(rows), TEMPLATE_STUDIES)).astype(int)
-        start_templates(network.image.volume, cases, rows[spread])
+        start_templates(network.image.volume, cases.arrays, rows)
+        if pretrained is not None:
+            load_encoder(network.image.volume, pretrained)
     if network.text is not None:
         with_report = rows[cases.modality_present[rows, MODALITIES.index("text")]]
         network.text.fit(torch.from_numpy(cases.text[with_report]))
@@ -49,12 +58,12 @@ def start_tokens(network: TrimodalNetwork, cases: Cases, rows: Rows) -> None:
 
 
 @torch.no_grad()
-def start_templates(encoder: VolumeEncoder, cases: Cases, rows: Rows) -> None:
-    """Start every sequence's template at the mean of the volumes that have the sequence."""
+def start_templates(encoder: VolumeEncoder, arrays: StudyArrays, rows: Rows) -> None:
+    """Start every sequence's template at the mean of the volumes in some of `rows` that have it."""
     total, count = torch.zeros_like(encoder.stem.template), torch.zeros(len(encoder.sequences))
-    for row in rows:
-        present = torch.from_numpy(cases.arrays.sequence_present[row])
-        codes = torch.from_numpy(np.array(cases.arrays.volume(int(row))))
+    for row in rows[np.linspace(0, len(rows) - 1, min(len(rows), TEMPLATE_STUDIES)).astype(int)]:
+        present = torch.from_numpy(arrays.sequence_present[row])
+        codes = torch.from_numpy(np.array(arrays.volume(int(row))))
         total += encoder.decoded(codes[None], present[None])[0]
         count += present
     encoder.stem.template.copy_(total / count.clamp(min=1)[:, None, None, None])

@@ -1,0 +1,1 @@
+"""Self-supervised pre-training of the image encoder: no labels, and the training split alone."""

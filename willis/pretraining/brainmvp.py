@@ -1,0 +1,199 @@
+"""BrainMVP: rebuild a masked sequence from a learned brain and from another sequence (docs/method.md).
+
+A view shows the encoder one sequence alone, as it meets a study that has no other: templates stand in for the
+rest. Blocks are whole patches of the linear stem, so the template fills them as tokens, once per step, and no
+gradient is taken over the voxels of the batch.
+
+Axis letters: B studies, C sequences, X Y Z voxels, W widths; a grid is a volume in tokens.
+
+Reference:
+    arXiv 2410.10604 (CVPR 2025): eq. 27 to 31 of docs/method.md, brought to an encoder of named sequences.
+"""
+
+import math
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor, nn
+
+from willis.cohort.schema import Sequence
+from willis.models.losses import contrast_loss, gather_rows
+from willis.models.vision import BODY_WIDTH, PATCH, TOP_WIDTH, Block, PatchStem, VolumeEncoder
+from willis.pretraining.masking import Triple, spread
+
+TEMPLATE_WEIGHT = 10.0
+
+
+@dataclass(frozen=True)
+class Views:
+    """A batch of studies and what is asked of each.
+
+    Attributes:
+        volume: codes; what stands where a sequence is absent is ignored.
+        present: which sequences a study has.
+        target: channel to rebuild; one that is present.
+        filler: channel that fills view B; `target` where the study has no other.
+        blocks: hidden blocks of the padded volume.
+        weight: 0 for a row that only fills the batch.
+    """
+
+    volume: UInt8[Tensor, "B C X Y Z"]
+    present: Bool[Tensor, "B C"]
+    target: Int[Tensor, " B"]
+    filler: Int[Tensor, " B"]
+    blocks: Bool[Tensor, "B X2 Y2 Z2"]
+    weight: Float[Tensor, " B"]
+
+    def to(self, device: torch.device) -> "Views":
+        """Copy to a device."""
+        moved = {field.name: getattr(self, field.name).to(device) for field in fields(self)}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What became of the two views: A is filled by the template, B by another sequence.
+
+    Attributes:
+        error_a: mean square over all voxels between what A was rebuilt to and the whole sequence.
+        image_a: f(x_A), mean and maximum of the top grid.
+        weight: 0 for rows that do not count.
+    """
+
+    error_a: Float[Tensor, " B"]
+    error_b: Float[Tensor, " B"]
+    image_a: Float[Tensor, "B W"]
+    image_b: Float[Tensor, "B W"]
+    weight: Float[Tensor, " B"]
+
+    def joined(self) -> "Rebuilt":
+        """The batch of all ranks together, differentiably; the same on every rank."""
+        names = [field.name for field in fields(self)]
+        return Rebuilt(*gather_rows([getattr(self, name) for name in names]))
+
+
+@dataclass(frozen=True)
+class ViewLosses:
+    """The terms, unweighted, and their weighted sum."""
+
+    total: Float[Tensor, ""]
+    template: Float[Tensor, ""]
+    cross: Float[Tensor, ""]
+    contrast: Float[Tensor, ""]
+
+
+class Decoder(nn.Module):
+    """The top grid back to one volume; light, and thrown away after pre-training."""
+
+    def __init__(self, stem: PatchStem) -> None:
+        super().__init__()
+        self.doubled = tuple(math.ceil(edge / 2) for edge in stem.grid())
+        self.padded = stem.padded
+        self.up = nn.ConvTranspose3d(TOP_WIDTH, BODY_WIDTH, 2, stride=2)
+        self.mix = Block(BODY_WIDTH, 3)
+        twice = tuple(2 * edge for edge in PATCH)
+        self.paint = nn.ConvTranspose3d(BODY_WIDTH, 1, twice, stride=twice)  # type: ignore[arg-type]
+
+    def forward(self, top: Tensor) -> Float[Tensor, "B X Y Z"]:
+        """(B, TOP_WIDTH, grid...) to padded volumes."""
+        x, y, z = self.doubled
+        tokens = self.mix(self.up(top)[:, :, :x, :y, :z])
+        x, y, z = self.padded
+        painted: Tensor = self.paint(tokens)[:, 0, :x, :y, :z]
+        return painted
+
+
+class BrainMVP(nn.Module):
+    """The network's own encoder of volumes, without its last map, and a decoder."""
+
+    def __init__(self, sequences: tuple[Sequence, ...], shape: Triple, block: int) -> None:
+        super().__init__()
+        self.shape = shape
+        self.encoder = VolumeEncoder(sequences, shape, width=1, dropout=0.0)
+        self.encoder.body.pool = nn.Sequential()  # its width is the network's choice: contrast what it reads
+        self.decoder = Decoder(self.encoder.stem)
+        x, y, z = PATCH
+        self.block = block
+        self.tokens_per_block = (block // x, block // y, block // z)
+
+    def forward(self, views: Views, cross: bool) -> Rebuilt:
+        """Fill, encode and rebuild both views.
+
+        Args:
+            views: studies of one batch.
+            cross: another sequence fills view B; False fills it by the template, as view A.
+        """
+        values = self.encoder.decoded(views.volume, views.present)
+        rows = torch.arange(len(values), device=values.device)
+        whole = values[rows, views.target]
+        top_a, top_b = (self.encoder.body.top(tokens) for tokens in self.tokens(views, values, cross))
+        pooled = self.encoder.body.pooled
+        return Rebuilt(
+            self.error(top_a, whole), self.error(top_b, whole), pooled(top_a), pooled(top_b), views.weight
+        )
+
+    def error(self, top: Tensor, whole: Float[Tensor, "B X Y Z"]) -> Float[Tensor, " B"]:
+        """Mean square between what a top grid is painted to and the whole sequence, padding left out."""
+        x, y, z = self.shape
+        painted: Tensor = self.decoder(top).float()
+        return (painted - whole)[:, :x, :y, :z].square().mean(dim=(1, 2, 3))
+
+    def tokens(self, views: Views, values: Float[Tensor, "B C X Y Z"], cross: bool) -> tuple[Tensor, Tensor]:
+        """Both views as tokens of the stem, (B, W, grid...).
+
+        The template learns in view A's hidden blocks alone; elsewhere it stands in and is not asked.
+        """
+        stem, rows = self.encoder.stem, torch.arange(len(values), device=values.device)
+        hidden = spread(views.blocks, (self.block,) * 3, _triple(stem.padded))
+        whole = values[rows, views.target]
+        kept = whole.masked_fill(hidden, 0.0)
+        lent = cross & (views.filler != views.target)
+        filled = torch.where(hidden & lent[:, None, None, None], values[rows, views.filler], kept)
+        chosen = nn.functional.one_hot(views.target, values.shape[1]).to(values.dtype)
+        own = _mixed(chosen, stem.each(stem.template))
+        fixed = stem.each(stem.template.detach())
+        own_fixed, others = _mixed(chosen, fixed), _mixed(1 - chosen, fixed)
+        by_token = spread(views.blocks, self.tokens_per_block, _triple(stem.grid()))[:, None]
+        unlent = by_token & ~lent[:, None, None, None, None]
+        view_a = stem.project(_alone(kept, views.target, values)) + own * by_token + others
+        view_b = stem.project(_alone(filled, views.target, values)) + own_fixed * unlent + others
+        return view_a, view_b
+
+
+def brainmvp_loss(rebuilt: Rebuilt, tau: float, contrast_weight: float) -> ViewLosses:
+    """10 MSE(dec f(x_A), x_m) + MSE(dec f(x_B), x_m) + L_nce, over the rows that count.
+
+    The contrast is always computed, a weight of 0 included, so that every step has the same graph.
+
+    Args:
+        rebuilt: of all ranks (see `Rebuilt.joined`).
+        tau: temperature of the contrast.
+        contrast_weight: 1 in the last share of the run, 0 before.
+    """
+    weight = rebuilt.weight / rebuilt.weight.sum().clamp(min=1e-9)
+    template = (rebuilt.error_a * weight).sum()
+    cross = (rebuilt.error_b * weight).sum()
+    scale = template.new_tensor(1 / tau)
+    contrast = contrast_loss(rebuilt.image_a.float(), rebuilt.image_b.float(), rebuilt.weight > 0, scale)
+    total = TEMPLATE_WEIGHT * template + cross + contrast_weight * contrast
+    return ViewLosses(total, template, cross, contrast)
+
+
+def _alone(
+    sequence: Float[Tensor, "B X Y Z"], channel: Int[Tensor, " B"], like: Float[Tensor, "B C X Y Z"]
+) -> Float[Tensor, "B C X Y Z"]:
+    """One sequence in its channel, nothing in the others."""
+    alone = torch.zeros_like(like)
+    alone[torch.arange(len(sequence), device=like.device), channel] = sequence
+    return alone
+
+
+def _mixed(share: Float[Tensor, "B C"], tokens: Float[Tensor, "C W ..."]) -> Float[Tensor, "B W ..."]:
+    """Sum of the channels' tokens; by a product, for the gradient of an index is added up in any order."""
+    return torch.einsum("bc,cw...->bw...", share.to(tokens.dtype), tokens)
+
+
+def _triple(size: tuple[int, ...]) -> Triple:
+    x, y, z = size
+    return x, y, z
