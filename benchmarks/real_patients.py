@@ -63,7 +63,7 @@ def measure(data: Path, work: Path, params_file: Path, repeats: int) -> FoldsRes
     folder_made(prepared, key, lambda: _prepare(source, prepared))
     return evaluate_folds(
         prepared / "ingest", prepared / "features", data / "folds.tsv", TASK, work / "folds",
-        source.params.train, repeats=repeats,
+        source.params.train, repeats=repeats, pretrain=source.params.pretrain,
     )  # fmt: skip
 
 

@@ -180,7 +180,10 @@ def evaluate(
 
     loaded = _params(params)
     if folds is not None:
-        _show(evaluate_folds(ingest, features, folds, task, out, loaded.train, repeats=repeats), as_json)
+        found = evaluate_folds(
+            ingest, features, folds, task, out, loaded.train, repeats=repeats, pretrain=loaded.pretrain
+        )
+        _show(found, as_json)
     elif cohort and model:
         _show(step(cohort, ingest, features, model, out, loaded.evaluate), as_json)
     else:

@@ -7,7 +7,8 @@ from tests.fixtures.arrays import write_tiny_cohort
 from willis.evaluation.baselines import fit_baseline
 from willis.evaluation.folds import evaluate_folds, read_folds
 from willis.evaluation.metrics import auc
-from willis.params import TrainParams
+from willis.params import PretrainParams, TrainParams
+from willis.pretraining.loop import pretrain_encoder
 
 PARAMS = TrainParams(epochs=2, width=32, contrast_width=16, batch_size=32, num_workers=1)
 
@@ -93,3 +94,28 @@ def test_table_baselines_reach_their_known_auc_on_real_patients(data_dir):
         model = fit_baseline("logistic", "table", train, ("age", "sex", "nihss", "bmi", "prior_stroke"), 0)
         areas.append(auc(test["poor_outcome"], model.predict(test)))
     assert sum(areas) / len(areas) == pytest.approx(0.735, abs=0.02)
+
+
+def test_a_fold_is_pre_trained_on_everybody_whom_it_does_not_test(tiny, tmp_path, monkeypatch):
+    cohort, plan = tiny
+    learned = []
+
+    def spy(job, world):
+        learned.append(
+            ({job.arrays.patient_ids[row] for row in job.rows("train")}, job.rows("validation"))
+        )
+        return pretrain_encoder(job, world)
+
+    monkeypatch.setattr("willis.evaluation.fold_training.pretrain_encoder", spy)
+    pretrain = PretrainParams(method="brainmvp", epochs=1)
+    out = tmp_path / "out"
+    found = evaluate_folds(
+        cohort.ingest, cohort.features, plan, "poor_outcome", out, PARAMS, pretrain=pretrain
+    )
+    rows = pd.read_csv(plan, sep="\t")
+    everybody = set(pd.read_parquet(cohort.ingest / "studies.parquet")["patient_id"])
+    for (patients, validation), fold in zip(learned, (0, 1), strict=True):
+        assert patients == everybody - set(rows.loc[rows["fold"] == fold, "participant_id"])
+        assert len(patients) > (rows["fold"] != fold).sum(), "patients without an outcome teach as well"
+        assert not len(validation)
+    assert {model.name for model in found.models} == {"willis", "boosting", "logistic"}

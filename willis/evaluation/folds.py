@@ -25,7 +25,7 @@ from willis.evaluation.metrics import (
 )
 from willis.evaluation.patients import Cohort
 from willis.evaluation.results import FoldsResult, Lead, ModelOnFolds
-from willis.params import TrainParams
+from willis.params import PretrainParams, TrainParams
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +37,7 @@ MODELS: tuple[Model, ...] = (*KINDS, OURS)
 VALIDATION_SHARE = 0.15
 NUM_BOOTSTRAP = 2000
 CONFIDENCE = 0.95
+NO_PRETRAINING = PretrainParams(method="none")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def evaluate_folds(
     params: TrainParams,
     *,
     repeats: int | None = None,
+    pretrain: PretrainParams = NO_PRETRAINING,
 ) -> FoldsResult:
     """Train and test on given folds.
 
@@ -74,6 +76,7 @@ def evaluate_folds(
         out: folder for folds.json and predictions per (model, repeat, fold), which a later run goes on from.
         params: section `train` of params.yaml; each fold is trained in this process, not on Ray.
         repeats: use only the first so many repeats.
+        pretrain: section `pretrain`; each fold's encoder learns from all patients whom it does not test.
 
     Returns:
         Mean AUC over folds per model and the network's paired lead over each; also folds.json.
@@ -87,17 +90,17 @@ def evaluate_folds(
     digest = hashlib.sha256(folds.read_bytes() + (ingest / "ingest.json").read_bytes())
     digest.update((features / "training_table.parquet").read_bytes())
     for model, fold in _with_progress([(m, f) for f in plan for m in MODELS]):
-        path = _path(out, digest.hexdigest(), model, fold, params)
+        path = _path(out, digest.hexdigest(), model, fold, params, pretrain)
         if not path.exists():
             work = out / "work" / f"{path.parent.name}-{fold.name}"
             rows = (
-                _by_network(fold, ingest, features, work, params)
+                _by_network(fold, ingest, features, work, params, pretrain)
                 if model == OURS
                 else _by_rival(model, fold, cohort, params.seed)
             )
             _write(path, rows)
             shutil.rmtree(work, ignore_errors=True)
-    outcome, predictions, member = _collect(plan, cohort, out, digest.hexdigest(), params)
+    outcome, predictions, member = _collect(plan, cohort, out, digest.hexdigest(), params, pretrain)
     result = summarise(outcome, predictions, member, absent, params.seed)
     partial = out / ".folds.json.partial"
     partial.write_text(result.model_dump_json(indent=2) + "\n")
@@ -262,9 +265,12 @@ def _check(fold: Fold, outcome: dict[str, float], path: Path) -> None:
             )
 
 
-def _path(out: Path, data: str, model: str, fold: Fold, params: TrainParams) -> Path:
+def _path(
+    out: Path, data: str, model: str, fold: Fold, params: TrainParams, pretrain: PretrainParams
+) -> Path:
     """Where the predictions of one fold lie; other data, folds or parameters are another place."""
-    said = params.model_dump_json() if model == OURS else str(params.seed)
+    taught = "" if pretrain.method == "none" else pretrain.model_dump_json()
+    said = params.model_dump_json() + taught if model == OURS else str(params.seed)
     digest = hashlib.sha256(f"{data}\0{said}".encode()).hexdigest()[:12]
     return out / "predictions" / f"{model}-{digest}" / f"{fold.name}.parquet"
 
@@ -286,9 +292,11 @@ def _by_rival(model: Kind, fold: Fold, cohort: Cohort, seed: int) -> "pd.DataFra
     return test[["patient_id"]].assign(p=fitted.predict(test))
 
 
-def _by_network(fold: Fold, ingest: Path, features: Path, work: Path, params: TrainParams) -> "pd.DataFrame":
+def _by_network(
+    fold: Fold, ingest: Path, features: Path, work: Path, params: TrainParams, pretrain: PretrainParams
+) -> "pd.DataFrame":
     """Train in this process, stop early on patients set aside from the training part, predict the rest."""
-    from willis.evaluation.fold_training import train_fold
+    from willis.evaluation.fold_training import pretrain_fold, train_fold
 
     cohort = Cohort.read(ingest, features)
     known = cohort.frame[cohort.frame["poor_outcome"].notna()]
@@ -296,14 +304,16 @@ def _by_network(fold: Fold, ingest: Path, features: Path, work: Path, params: Tr
     validation = validation_of(fold.train, outcome, params.seed)
     split = {patient: "validation" if patient in validation else "train" for patient in fold.train}
     split |= dict.fromkeys(fold.test, "test")
-    predictor = train_fold(ingest, features, split, work, work.parents[1] / "embeddings", params)
+    weights = pretrain_fold(ingest, fold.test, work / "pretrain", pretrain)
+    embeddings = work.parents[1] / "embeddings"
+    predictor = train_fold(ingest, features, split, work, embeddings, params, weights)
     rows = cohort.frame[cohort.frame["patient_id"].isin(fold.test)].reset_index(drop=True)
     encodings = predictor.encode(cohort.patients(rows).cases)
     return rows[["patient_id"]].assign(p=predictor.probabilities(encodings))
 
 
 def _collect(
-    plan: list[Fold], cohort: Cohort, out: Path, data: str, params: TrainParams
+    plan: list[Fold], cohort: Cohort, out: Path, data: str, params: TrainParams, pretrain: PretrainParams
 ) -> tuple[Numbers, dict[str, Numbers], npt.NDArray[np.int64]]:
     import pandas as pd
 
@@ -316,7 +326,7 @@ def _collect(
         row = repeats.index(fold.repeat)
         member[row, [place[p] for p in fold.test]] = fold.number
         for model in MODELS:
-            rows = pd.read_parquet(_path(out, data, model, fold, params))
+            rows = pd.read_parquet(_path(out, data, model, fold, params, pretrain))
             found[model][row, [place[p] for p in rows["patient_id"]]] = rows["p"]
     if (member < 0).any():
         raise CohortError(f"{int((member < 0).any(axis=0).sum())} patients are not tested in every repeat")

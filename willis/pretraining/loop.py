@@ -150,6 +150,13 @@ def pretrain_encoder(
     return state
 
 
+def trained_network(job: PretrainJob, state: TrainState[PretrainRecord]) -> BrainMVP:
+    """The network as a finished run left it, ready to be looked at."""
+    network = BrainMVP(job.arrays.sequences, job.shape(), job.params.block)
+    network.load_state_dict(state.best)
+    return network.eval()
+
+
 def phase(params: PretrainParams, step: int, steps: int) -> tuple[bool, float]:
     """Whether another sequence fills view B, and the weight of the contrast, at a step from 0."""
     cross = step >= round(params.template_share * steps)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from willis.models.pretrained import ENCODER, SUMMARY, file_sha256, save_encoder
 from willis.params import PretrainParams
-from willis.pretraining.loop import PretrainJob, PretrainRecord
+from willis.pretraining.loop import PretrainJob, PretrainRecord, trained_network
 from willis.settings import Settings
 from willis.steps.progress import progress_bar
 from willis.training.checkpoints import TrainState
@@ -96,13 +96,11 @@ def make_job(ingest: Path, out: Path, params: PretrainParams) -> PretrainJob:
 
 
 def _write(job: PretrainJob, state: TrainState[PretrainRecord], out: Path) -> PretrainSummary:
-    from willis.pretraining.brainmvp import BrainMVP
     from willis.pretraining.picture import draw_pretraining
 
-    network = BrainMVP(job.arrays.sequences, job.shape(), job.params.block)
-    network.load_state_dict(state.best)
+    network = trained_network(job, state)
     save_encoder(network.encoder, out / ENCODER, job.params.method)
-    draw_pretraining(out / PICTURE, job, network.eval())
+    draw_pretraining(out / PICTURE, job, network)
     write_whole(out / METRICS, "".join(f"{record.model_dump_json()}\n" for record in state.history))
     last = state.history[-1]
     summary = PretrainSummary(
