@@ -20,16 +20,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from infra.local.source import Source, source_of
-from infra.local.stages import folder_made, key_of
+from benchmarks.prepared import prepared
+from infra.local.source import source_of
 from willis.evaluation.folds import TASK, evaluate_folds
 from willis.evaluation.results import FoldsResult
 from willis.params import load_params
-from willis.provenance import code_digest, cohort_digest
-from willis.settings import Settings, settings
-from willis.steps.featurize import featurize
-from willis.steps.ingest import ingest
-from willis.steps.report import report
 
 
 def main() -> None:
@@ -54,15 +49,9 @@ def measure(data: Path, work: Path, params_file: Path, repeats: int) -> FoldsRes
     """Bring the patients to arrays and a training table, once, and cross-validate."""
     source = source_of(f"soop:{data}", work, load_params(params_file))
     source.make()
-    prepared = work / "prepared"
-    key = key_of(
-        cohort_digest(source.cohort), source.params.ingest.model_dump(), source.params.report.model_dump(),
-        source.params.featurize.model_dump(), code_digest("ingest"), code_digest("report"),
-        code_digest("featurize"),
-    )  # fmt: skip
-    folder_made(prepared, key, lambda: _prepare(source, prepared))
+    ingest, features = prepared(source.cohort, source.params, work / "prepared")
     return evaluate_folds(
-        prepared / "ingest", prepared / "features", data / "folds.tsv", TASK, work / "folds",
+        ingest, features, data / "folds.tsv", TASK, work / "folds",
         source.params.train, repeats=repeats, pretrain=source.params.pretrain,
     )  # fmt: skip
 
@@ -76,20 +65,6 @@ def rows_of(found: FoldsResult, seconds: float) -> list[dict[str, object]]:
         common | {"model": name, "metric": metric, "mean": it.value, "low": it.low, "high": it.high}
         for name, metric, it in (*areas, *leads)
     ]
-
-
-def _prepare(source: Source, out: Path) -> None:
-    params, where = source.params, _settings(out)
-    out.mkdir(parents=True)
-    ingest(source.cohort, out / "ingest", params.ingest)
-    report(out / "ingest", out / "reports", params.report, where)
-    featurize(out / "ingest", out / "reports", out / "features", params.featurize, where)
-
-
-def _settings(out: Path) -> Settings:
-    """The settings of this process, with a feature store and a report store of the benchmark's own."""
-    own = {"feast_dir": out / "feast", "report_store": out / "reports.sqlite"}
-    return settings().model_copy(update=own)
 
 
 def _data(given: Path | None) -> Path:
