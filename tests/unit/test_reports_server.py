@@ -80,6 +80,7 @@ def test_a_server_that_dies_is_told_with_its_last_lines(model: Path, tmp_path: P
 
 def test_other_weights_have_another_name(model: Path) -> None:
     name = served_name(str(model))
+    (model / "README.md").write_text("another model card")
     assert name == served_name(str(model))
     (model / "model.safetensors").write_bytes(b"Weights")
     assert name != served_name(str(model))

@@ -21,9 +21,9 @@ from willis.errors import ReportServerError, SettingsError, StepError
 from willis.params import ReportParams
 from willis.settings import Settings
 
-READER = "willis-reader"
+NAME = "willis-reader"
 """The word in params.yaml for the model that Willis brings along."""
-READER_FOLDER = Path(__file__).with_name("reader")
+FOLDER = Path(__file__).with_name("reader")
 DEFAULT_LOG = Path("build/vllm.log")
 
 _LAUNCHER = Path(__file__).with_name("vllm_launcher.py")
@@ -112,7 +112,8 @@ def serve_until_stopped(
 def served_name(model: str) -> str:
     """Name a model so that other weights have another name; a server of another version answers 404.
 
-    A folder is named by its own name and a digest of its files, any other model by its Hugging Face name.
+    A folder is named by its own name and a digest of its files (not of its texts, *.md), any other model by its
+    Hugging Face name.
 
     Raises:
         StepError: the packaged reader is not there.
@@ -121,18 +122,18 @@ def served_name(model: str) -> str:
     if folder is None:
         return model
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".md"):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return f"{READER if model == READER else folder.name}@{digest.hexdigest()[:12]}"
+    return f"{NAME if model == NAME else folder.name}@{digest.hexdigest()[:12]}"
 
 
 def _folder(model: str) -> Path | None:
-    folder = READER_FOLDER if model == READER else Path(model)
+    folder = FOLDER if model == NAME else Path(model)
     if (folder / "config.json").is_file():
         return folder.resolve()
-    if model == READER:
+    if model == NAME:
         raise StepError(f"{folder} holds no model; make it with `willis reports train-reader`")
     return None
 
@@ -189,12 +190,13 @@ def _environment(params: ReportParams, settings: Settings, scratch: str) -> dict
     }
     given = {
         "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_RPC_BASE_PATH": scratch,
         "VLLM_CPU_KVCACHE_SPACE": "1",
         # One process less to start on a CPU, where it would only hold the engine's single worker.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        # Threads that wait for one another in every small product lose a tenfold where a core is shared.
+        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) - 1)),
     }
-    fixed = {"HF_HUB_OFFLINE": "1"} if _folder(params.model) else {}
+    fixed = {"TMPDIR": scratch} | ({"HF_HUB_OFFLINE": "1"} if _folder(params.model) else {})
     if settings.report_api_key:
         fixed["VLLM_API_KEY"] = settings.report_api_key.get_secret_value()
     return given | inherited | fixed
