@@ -126,7 +126,7 @@ def test_the_error_is_the_mean_square_over_all_voxels_of_the_volume() -> None:
         target = decode(views.volume[row], SEQUENCES)[views.target[row]]
         for view, error in ((view_a, rebuilt.error_a[row]), (view_b, rebuilt.error_b[row])):
             top = model.encoder.body.top(model.encoder.stem.project(view[None]))
-            painted = model.decoder(top)[0, : SHAPE[0], : SHAPE[1], : SHAPE[2]]
+            painted = model.decoder(top, views.target[row : row + 1])[0, : SHAPE[0], : SHAPE[1], : SHAPE[2]]
             expected = sum(float((a - b) ** 2) for a, b in zip(painted.ravel(), target.ravel(), strict=True))
             assert float(error) == pytest.approx(expected / target.numel(), rel=1e-3)
 
@@ -176,6 +176,10 @@ def test_the_loss_is_ten_times_view_a_and_view_b_and_the_contrast() -> None:
     error_a, error_b = torch.rand(6, generator=rng), torch.rand(6, generator=rng)
     weight = torch.tensor([1.0, 1, 1, 1, 1, 0])
     found = brainmvp_loss(Rebuilt(error_a, error_b, image_a, image_b, weight), tau=0.1, contrast_weight=1.0)
+    views = np.concatenate([image_a[:5].numpy(), image_b[:5].numpy()])
+    image_a, image_b = (
+        torch.tensor((image.numpy() - views.mean(axis=0)) / views.std(axis=0)) for image in (image_a, image_b)
+    )
     contrast = 0.0
     for one, other in ((image_a, image_b), (image_b, image_a)):
         for i in range(5):
@@ -184,6 +188,22 @@ def test_the_loss_is_ten_times_view_a_and_view_b_and_the_contrast() -> None:
     expected = 10 * sum(error_a[:5].tolist()) / 5 + sum(error_b[:5].tolist()) / 5 + contrast
     assert float(found.total) == pytest.approx(expected, rel=1e-5)
     assert float(found.contrast) == pytest.approx(contrast, rel=1e-5)
+
+
+def test_a_common_direction_of_all_brains_changes_no_contrast() -> None:
+    images = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(6))
+    plain, shifted = (
+        brainmvp_loss(Rebuilt(torch.ones(5), torch.ones(5), *(images + by), torch.ones(5)), 0.1, 1.0)
+        for by in (0.0, 100.0)
+    )
+    assert float(shifted.contrast) == pytest.approx(float(plain.contrast), rel=1e-3)
+
+
+def test_one_study_alone_has_a_gradient_that_is_finite() -> None:
+    model, views = _model(), _views(num=4)
+    one = Views(*(getattr(views, name)[:1] for name in Views.__dataclass_fields__))
+    brainmvp_loss(model(one, False), 0.1, 0.0).total.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_templates_come_first_and_the_contrast_in_the_last_third() -> None:

@@ -84,24 +84,24 @@ class ViewLosses:
 
 
 class Decoder(nn.Module):
-    """The top grid back to one volume; light, and thrown away after pre-training."""
+    """The top grid back to a volume of each sequence; light, and thrown away after pre-training."""
 
-    def __init__(self, stem: PatchStem) -> None:
+    def __init__(self, stem: PatchStem, num_sequences: int) -> None:
         super().__init__()
         self.doubled = tuple(math.ceil(edge / 2) for edge in stem.grid())
         self.padded = stem.padded
         self.up = nn.ConvTranspose3d(TOP_WIDTH, BODY_WIDTH, 2, stride=2)
         self.mix = Block(BODY_WIDTH, 3)
         twice = tuple(2 * edge for edge in PATCH)
-        self.paint = nn.ConvTranspose3d(BODY_WIDTH, 1, twice, stride=twice)  # type: ignore[arg-type]
+        self.paint = nn.ConvTranspose3d(BODY_WIDTH, num_sequences, twice, stride=twice)  # type: ignore[arg-type]
 
-    def forward(self, top: Tensor) -> Float[Tensor, "B X Y Z"]:
-        """(B, TOP_WIDTH, grid...) to padded volumes."""
+    def forward(self, top: Tensor, target: Int[Tensor, " B"]) -> Float[Tensor, "B X Y Z"]:
+        """(B, TOP_WIDTH, grid...) to padded volumes of the sequences that are asked for."""
         x, y, z = self.doubled
         tokens = self.mix(self.up(top)[:, :, :x, :y, :z])
         x, y, z = self.padded
-        painted: Tensor = self.paint(tokens)[:, 0, :x, :y, :z]
-        return painted
+        painted: Tensor = self.paint(tokens)[torch.arange(len(top), device=top.device), target]
+        return painted[:, :x, :y, :z]
 
 
 class BrainMVP(nn.Module):
@@ -112,7 +112,7 @@ class BrainMVP(nn.Module):
         self.shape = shape
         self.encoder = VolumeEncoder(sequences, shape, width=1, dropout=0.0)
         self.encoder.body.pool = nn.Sequential()  # its width is the network's choice: contrast what it reads
-        self.decoder = Decoder(self.encoder.stem)
+        self.decoder = Decoder(self.encoder.stem, len(sequences))
         x, y, z = PATCH
         self.block = block
         self.tokens_per_block = (block // x, block // y, block // z)
@@ -130,13 +130,14 @@ class BrainMVP(nn.Module):
         top_a, top_b = (self.encoder.body.top(tokens) for tokens in self.tokens(views, values, cross))
         pooled = self.encoder.body.pooled
         return Rebuilt(
-            self.error(top_a, whole), self.error(top_b, whole), pooled(top_a), pooled(top_b), views.weight
-        )
+            self.error(top_a, views, whole), self.error(top_b, views, whole),
+            pooled(top_a), pooled(top_b), views.weight,
+        )  # fmt: skip
 
-    def error(self, top: Tensor, whole: Float[Tensor, "B X Y Z"]) -> Float[Tensor, " B"]:
+    def error(self, top: Tensor, views: Views, whole: Float[Tensor, "B X Y Z"]) -> Float[Tensor, " B"]:
         """Mean square between what a top grid is painted to and the whole sequence, padding left out."""
         x, y, z = self.shape
-        painted: Tensor = self.decoder(top).float()
+        painted: Tensor = self.decoder(top, views.target).float()
         return (painted - whole)[:, :x, :y, :z].square().mean(dim=(1, 2, 3))
 
     def tokens(self, views: Views, values: Float[Tensor, "B C X Y Z"], cross: bool) -> tuple[Tensor, Tensor]:
@@ -175,9 +176,21 @@ def brainmvp_loss(rebuilt: Rebuilt, tau: float, contrast_weight: float) -> ViewL
     template = (rebuilt.error_a * weight).sum()
     cross = (rebuilt.error_b * weight).sum()
     scale = template.new_tensor(1 / tau)
-    contrast = contrast_loss(rebuilt.image_a.float(), rebuilt.image_b.float(), rebuilt.weight > 0, scale)
+    image_a, image_b = _standardised(rebuilt)
+    contrast = contrast_loss(image_a, image_b, rebuilt.weight > 0, scale)
     total = TEMPLATE_WEIGHT * template + cross + contrast_weight * contrast
     return ViewLosses(total, template, cross, contrast)
+
+
+def _standardised(rebuilt: Rebuilt) -> list[Float[Tensor, "B W"]]:
+    """Both views' features about their mean over the batch, in units of their spread.
+
+    Features of brains point nearly one way: with cosines near 1 a contrast of them asks for nothing.
+    """
+    images = (rebuilt.image_a.float(), rebuilt.image_b.float())
+    counted = torch.cat([image[rebuilt.weight > 0] for image in images])
+    spread_of = (counted.var(dim=0, correction=0) + 1e-6).sqrt()  # a root of 0 would have no gradient
+    return [(image - counted.mean(dim=0)) / spread_of for image in images]
 
 
 def _alone(

@@ -71,7 +71,7 @@ def _study(job: PretrainJob, network: BrainMVP, channel: int) -> list["npt.NDArr
     values = network.encoder.decoded(views.volume, views.present)
     hidden = spread(views.blocks, (job.params.block,) * 3, (x, y, z))
     with arithmetic(job.params, World()):
-        rebuilt = [network.decoder(network.encoder.body.top(t)).float()
+        rebuilt = [network.decoder(network.encoder.body.top(t), views.target).float()
                    for t in network.tokens(views, values, True)]  # fmt: skip
     whole = values[:, channel]
     return [_level(v[0].numpy(), 0.5) for v in (whole, whole.masked_fill(hidden, 0.0), *rebuilt)]
