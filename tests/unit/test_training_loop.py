@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.fixtures.arrays import TinyCohort, tiny_job
-from willis.errors import CohortError, StepError
+from willis.errors import BundleError, CohortError, StepError
 from willis.models.network import TrimodalNetwork
 from willis.params import TrainParams
 from willis.training.checkpoints import Checkpoints, TrainState
@@ -209,3 +209,13 @@ def small_files_only() -> Iterator[None]:
 def test_a_record_is_one_line_of_json(course: TrainState) -> None:
     line = course.history[0].model_dump_json()
     assert "\n" not in line and EpochRecord.model_validate_json(line) == course.history[0]
+
+
+def test_a_checkpoint_of_another_architecture_is_told_as_one(
+    course: TrainState, tiny_ingest: TinyCohort, tmp_path: Path
+) -> None:
+    job = tiny_job(tiny_ingest, tmp_path, PARAMS)
+    job.checkpoints.save(replace(course, finished=False))
+    wider = replace(job, config=job.config.model_copy(update={"width": 64}))
+    with pytest.raises(BundleError, match=r"checkpoints is of another architecture: .*remove that folder"):
+        fit(wider, World())

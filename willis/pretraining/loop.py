@@ -132,6 +132,7 @@ def pretrain_encoder(
         The last state, whose weights are the ones to use: validation chooses nothing.
 
     Raises:
+        BundleError: the newest checkpoint is of another architecture.
         CohortError: nobody in training has a sequence.
         StepError: the loss is no longer finite; names the batch.
     """
@@ -209,7 +210,7 @@ class _Run:
         state = self.job.checkpoints.newest()
         if state is None:
             return self.state((), finished=False)
-        self.network.load_state_dict(state.network)
+        self.job.checkpoints.restore(state, self.network)
         self.optimizer.load_state_dict(state.optimizer)
         return state
 

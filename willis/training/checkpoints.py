@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel
 from typing_extensions import TypeVar
 
-from willis.errors import StepError
+from willis.errors import BundleError, StepError
 from willis.training.metrics import EpochRecord
 
 STATE, SEAL = "state.pt", "complete.json"
@@ -92,6 +92,21 @@ class Checkpoints(Generic[R]):
             if self._is_whole(path):
                 return _unpack(torch.load(path / STATE, map_location="cpu", weights_only=True), self.record)
         return None
+
+    def restore(self, state: TrainState[R], network: torch.nn.Module) -> None:
+        """Put a state's parameters into a network.
+
+        Raises:
+            BundleError: the checkpoint is of another architecture, as another version of the code may leave.
+        """
+        try:
+            network.load_state_dict(state.network)
+        except RuntimeError as error:
+            first = " ".join(str(error).split())[:300]
+            raise BundleError(
+                f"the newest checkpoint in {self.folder} is of another architecture: {first}; remove that "
+                "folder and run the same command again"
+            ) from None
 
     def clear_foreign(self) -> None:
         """Remove what killed processes and runs on other data or parameters left behind."""

@@ -127,6 +127,7 @@ def fit(job: Job, world: World, on_tick: OnTick = lambda tick: None) -> TrainSta
         The last state; `best` holds the parameters to use.
 
     Raises:
+        BundleError: the newest checkpoint is of another architecture.
         CohortError: nobody in training or validation has an outcome.
         StepError: the loss is no longer finite; names the batch.
     """
@@ -169,7 +170,7 @@ class _Run:
         if state is None:
             weights = copied(self.network)
             return TrainState(weights, {}, weights, best_epoch=-1, history=(), finished=False)
-        self.network.load_state_dict(state.network)
+        self.job.checkpoints.restore(state, self.network)
         if state.optimizer:
             self.optimizer.load_state_dict(state.optimizer)
         return state
