@@ -98,14 +98,24 @@ class ReportParams(Section):
 
     writer: Literal["facts", "llm", "none"] = "facts"
     """`facts` renders what was measured, `llm` asks a model, `none` writes nothing."""
-    model: str = "measured-facts"
-    """Name of the model behind the writer."""
+    model: str = "willis-reader"
+    """Behind `llm`: `willis-reader` is the packaged one, any other a Hugging Face name or a folder."""
     temperature: float = Field(0.0, ge=0, le=2)
     """Sampling temperature of the first attempt."""
     max_words: Whole = Field(60, ge=10, le=60, description="of the impression")
     max_attempts: Whole = Field(2, ge=1, le=5, description="a contradicting report is written again")
     concurrency: Whole = Field(8, ge=1, description="reports in flight at once")
+    max_tokens: Whole = Field(1024, ge=64, description="of a model's answer; a longer one is cut and refused")
+    timeout_s: float = Field(60, gt=0, description="for one answer of the server")
+    deadline_s: float = Field(180, gt=0, description="for one attempt with all its retries")
+    num_retries: Whole = Field(4, ge=0, le=20, description="after errors of network or server")
     turnaround_minutes: float = Field(30, gt=0, description="from scan to report: the report's event time")
+    facts_in_prompt: bool = True
+    """Tell the model what was measured; false leaves it the pictures alone."""
+    layout: Literal["composite", "panels"] = "composite"
+    """`composite`: DWI, ADC and FLAIR of a level as one small colour picture; `panels`: side by side in grey."""
+    num_slices: Whole = Field(20, ge=1, le=64, description="axial levels that the model sees, at most")
+    panel_px: Whole = Field(224, ge=32, le=1024, description="edge of one panel; composites have 112 pixels")
 
 
 class FeaturizeParams(Section):

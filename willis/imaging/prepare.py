@@ -105,7 +105,7 @@ def prepare_study(files: StudyFiles, params: IngestParams) -> PreparedStudy:
     return PreparedStudy(
         patient_id=files.patient_id,
         study_id=files.study_id,
-        volume=np.stack([_codes(on_grid.get(s), placed.brain_on_grid, s, grid) for s in params.sequences]),
+        volume=np.stack([codes_of(on_grid.get(s), placed.brain_on_grid, s, grid) for s in params.sequences]),
         sequence_present=np.array([s in on_grid for s in params.sequences], bool),
         planes=planes,
         planes_present=bool(planes.any()),
@@ -283,7 +283,7 @@ def _signals(placed: _Placed, lesion: Lesion, on_grid: dict[Sequence, Float32], 
     return Signals(mean_adc, ratios.get("dwi"), ratios.get("flair"))
 
 
-def _codes(values: Float32 | None, brain: Bool, sequence: Sequence, grid: Grid) -> UInt8:
+def codes_of(values: Float32 | None, brain: Bool, sequence: Sequence, grid: Grid) -> UInt8:
     if values is None:
         return np.zeros(grid.shape, np.uint8)
     if sequence == "lesion":

@@ -20,7 +20,7 @@ _TERRITORY_WORDS = {
     "lacune": "deep perforator territory",
 }
 _SIDE_WORDS = {"left": "left ", "right": "right ", "bilateral": "bilateral ", "midline": "midline "}
-_BAND_WORDS = {
+BAND_WORDS = {
     "under_1_ml": "punctate", "1_to_10_ml": "small", "10_to_70_ml": "moderate", "over_70_ml": "large",
 }  # fmt: skip
 
@@ -70,7 +70,7 @@ _NO_STATEMENT = "Acute ischaemia can be neither shown nor excluded."
 
 _TEMPLATES = (
     _INFARCT, _OUTLINED, _NONE_OUTLINED, _NO_INFARCT, _UNREADABLE, _LOW_ADC, _HIGH_ADC, _MISMATCH, _MATCH,
-    _PARTS, _SHIFT, _NO_SHIFT, _IMPRESSION, _NO_IMPRESSION, _NO_STATEMENT, _TERRITORY_WORDS, _BAND_WORDS,
+    _PARTS, _SHIFT, _NO_SHIFT, _IMPRESSION, _NO_IMPRESSION, _NO_STATEMENT, _TERRITORY_WORDS, BAND_WORDS,
 )  # fmt: skip
 
 
@@ -111,10 +111,14 @@ class FactsWriter:
     def _impress(self, facts: Facts, fields: Findings) -> str:
         if fields.acute_infarct != "yes":
             return _NO_STATEMENT if fields.acute_infarct == "unknown" else _vary(_NO_IMPRESSION, facts)
-        size = _BAND_WORDS.get(fields.volume_band, "acute")
+        size = BAND_WORDS.get(fields.volume_band, "acute")
         count = f", {fields.num_lesions} lesions" if (fields.num_lesions or 1) > 1 else ""
         first = _vary(_IMPRESSION, facts).format(
-            size=size, Size=size.capitalize(), place=_place(fields), volume=_ml(facts.volume_ml), count=count
+            size=size,
+            Size=size.capitalize(),
+            place=place_of(fields),
+            volume=_ml(facts.volume_ml),
+            count=count,
         )
         rest = "DWI-FLAIR mismatch." if fields.dwi_flair_mismatch == "yes" else ""
         sentences = [first, rest] if len(f"{first} {rest}".split()) <= self.max_words else [first]
@@ -147,11 +151,12 @@ def _infarct(facts: Facts, fields: Findings, forms: Choices[str]) -> str:
     number = fields.num_lesions
     lesions = "one focus" if number == 1 else f"{number} foci" if number else "foci"
     return _vary(forms, facts).format(
-        lesions=lesions, Lesions=lesions.capitalize(), place=_place(fields), volume=_ml(facts.volume_ml)
+        lesions=lesions, Lesions=lesions.capitalize(), place=place_of(fields), volume=_ml(facts.volume_ml)
     )
 
 
-def _place(fields: Findings) -> str:
+def place_of(fields: Findings) -> str:
+    """Name side and territories of the acute infarct in words."""
     side = _SIDE_WORDS.get(fields.laterality, "")
     named = [_TERRITORY_WORDS[t] for t in fields.territories if t in _TERRITORY_WORDS]
     if named:
