@@ -142,6 +142,17 @@ def parse_findings(answer: str | bytes) -> Findings:
         ) from None
 
 
+def decodable_schema() -> dict[str, Any]:
+    """Return the JSON schema that guides decoding: `Findings` with every field written, in its order.
+
+    A field left out would read as unknown; the model shall say so itself.
+    """
+    schema = Findings.model_json_schema()
+    for field in schema["properties"].values():
+        field.pop("default", None)
+    return schema | {"required": list(schema["properties"])}
+
+
 def refuse_forbidden(text: str) -> None:
     """Refuse severity scores, prognosis and treatment advice.
 

@@ -19,15 +19,14 @@ from urllib.parse import urlsplit
 
 from willis.errors import ReportServerError, SettingsError, StepError
 from willis.params import ReportParams
+from willis.reports.reader_model import FOLDER, NAME
 from willis.settings import Settings
 
-NAME = "willis-reader"
-"""The word in params.yaml for the model that Willis brings along."""
-FOLDER = Path(__file__).with_name("reader")
 DEFAULT_LOG = Path("build/vllm.log")
 
 _LAUNCHER = Path(__file__).with_name("vllm_launcher.py")
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+_MAX_PLANES = 3
 _POLL_S = 0.25
 _STOP_S = 15
 _LOG_LINES = 25
@@ -112,8 +111,8 @@ def serve_until_stopped(
 def served_name(model: str) -> str:
     """Name a model so that other weights have another name; a server of another version answers 404.
 
-    A folder is named by its own name and a digest of its files (not of its texts, *.md), any other model by its
-    Hugging Face name.
+    A folder is named by its own name and a digest of its files (not of its texts, *.md), any other model by
+    its Hugging Face name.
 
     Raises:
         StepError: the packaged reader is not there.
@@ -174,6 +173,7 @@ def _command(params: ReportParams, settings: Settings, host: str, port: int) -> 
         "--host": host,
         "--port": str(port),
         "--structured-outputs-config": json.dumps(grammar),
+        "--limit-mm-per-prompt": json.dumps({"image": params.num_slices + _MAX_PLANES}),
         # A study is shown once, so a cache of prepared pictures would only take memory.
         "--mm-processor-cache-gb": "0",
     }

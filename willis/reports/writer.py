@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from willis.cohort.schema import Sequence
-from willis.errors import ReportError, ReportServerError, StepError
+from willis.errors import ReportError, ReportServerError
 from willis.imaging.lesion import Facts
 from willis.params import ReportParams
 from willis.reports.grounding import Grounding, ground
@@ -114,7 +114,8 @@ def writer_for(params: ReportParams, settings: Settings) -> ReportWriter | None:
     """Return the configured writer, or None when reports are switched off.
 
     Raises:
-        StepError: the writer is not part of this version.
+        SettingsError: the language model's server may not be called as it is configured.
+        StepError: the packaged reader is not there.
     """
     if params.writer == "none":
         return None
@@ -122,10 +123,9 @@ def writer_for(params: ReportParams, settings: Settings) -> ReportWriter | None:
         from willis.reports.facts_writer import FactsWriter
 
         return FactsWriter(max_words=params.max_words)
-    raise StepError(
-        f"writer {params.writer!r} is not part of this version; set it to facts or none "
-        "(params.yaml: report.writer)"
-    )
+    from willis.reports.client import LanguageModelWriter
+
+    return LanguageModelWriter(params, settings)
 
 
 def report_key(study: Study, writer: ReportWriter) -> str:
