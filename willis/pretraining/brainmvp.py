@@ -19,7 +19,15 @@ from torch import Tensor, nn
 
 from willis.cohort.schema import Sequence
 from willis.models.losses import contrast_loss, gather_rows
-from willis.models.vision import BODY_WIDTH, PATCH, TOP_WIDTH, Block, PatchStem, VolumeEncoder
+from willis.models.vision import (
+    BODY_WIDTH,
+    PATCH,
+    TOP_WIDTH,
+    Block,
+    PatchStem,
+    VolumeEncoder,
+    channels_last,
+)
 from willis.pretraining.masking import Triple, spread
 
 TEMPLATE_WEIGHT = 10.0
@@ -84,24 +92,34 @@ class ViewLosses:
 
 
 class Decoder(nn.Module):
-    """The top grid back to a volume of each sequence; light, and thrown away after pre-training."""
+    """The top grid back to a volume of each sequence; light, and thrown away after pre-training.
+
+    Both maps are linear from a token to the patch below it (transposed convolutions without overlap, which as
+    such are slow on a CPU).
+    """
 
     def __init__(self, stem: PatchStem, num_sequences: int) -> None:
         super().__init__()
         self.doubled = tuple(math.ceil(edge / 2) for edge in stem.grid())
         self.padded = stem.padded
-        self.up = nn.ConvTranspose3d(TOP_WIDTH, BODY_WIDTH, 2, stride=2)
+        x, y, z = PATCH
+        self.twice = (2 * x, 2 * y, 2 * z)
+        num_voxels = math.prod(self.twice)
+        self.up = nn.Linear(TOP_WIDTH, 8 * BODY_WIDTH)
         self.mix = Block(BODY_WIDTH, 3)
-        twice = tuple(2 * edge for edge in PATCH)
-        self.paint = nn.ConvTranspose3d(BODY_WIDTH, num_sequences, twice, stride=twice)  # type: ignore[arg-type]
+        self.paint = nn.Parameter(torch.randn(num_sequences, BODY_WIDTH, num_voxels) * BODY_WIDTH**-0.5)
+        self.base = nn.Parameter(torch.zeros(num_sequences, num_voxels))
 
     def forward(self, top: Tensor, target: Int[Tensor, " B"]) -> Float[Tensor, "B X Y Z"]:
         """(B, TOP_WIDTH, grid...) to padded volumes of the sequences that are asked for."""
         x, y, z = self.doubled
-        tokens = self.mix(self.up(top)[:, :, :x, :y, :z])
+        tokens = self.mix(channels_last(_unpatched(self.up(top.movedim(1, -1)), (2, 2, 2))[:, :, :x, :y, :z]))
+        chosen = nn.functional.one_hot(target, len(self.paint)).to(tokens.dtype)
+        paint, base = _mixed(chosen, self.paint), _mixed(chosen, self.base)
+        patches = tokens.flatten(2).transpose(1, 2) @ paint + base[:, None]
+        painted = _unpatched(patches.unflatten(1, (x, y, z)), self.twice)
         x, y, z = self.padded
-        painted: Tensor = self.paint(tokens)[torch.arange(len(top), device=top.device), target]
-        return painted[:, :x, :y, :z]
+        return painted[:, 0, :x, :y, :z]
 
 
 class BrainMVP(nn.Module):
@@ -191,6 +209,15 @@ def _standardised(rebuilt: Rebuilt) -> list[Float[Tensor, "B W"]]:
     counted = torch.cat([image[rebuilt.weight > 0] for image in images])
     spread_of = (counted.var(dim=0, correction=0) + 1e-6).sqrt()  # a root of 0 would have no gradient
     return [(image - counted.mean(dim=0)) / spread_of for image in images]
+
+
+def _unpatched(tokens: Float[Tensor, "B X Y Z P"], patch: Triple) -> Float[Tensor, "B W X2 Y2 Z2"]:
+    """Lay what stands in each token, channels first, over the patch that the token covers."""
+    size = tokens.shape[:4]
+    apart: Tensor = tokens.unflatten(-1, (-1, *patch)).permute(0, 4, 1, 5, 2, 6, 3, 7)
+    x, y, z = (edge * step for edge, step in zip(size[1:], patch, strict=True))
+    laid: Tensor = apart.reshape(size[0], -1, x, y, z)
+    return laid
 
 
 def _alone(
