@@ -107,7 +107,7 @@ class Decoder(nn.Module):
         num_voxels = math.prod(self.twice)
         self.up = nn.Linear(TOP_WIDTH, 8 * BODY_WIDTH)
         self.mix = Block(BODY_WIDTH, 3)
-        self.paint = nn.Parameter(torch.randn(num_sequences, BODY_WIDTH, num_voxels) * BODY_WIDTH**-0.5)
+        self.paint = nn.Parameter(torch.randn(num_sequences, BODY_WIDTH, num_voxels) * 0.02)
         self.base = nn.Parameter(torch.zeros(num_sequences, num_voxels))
 
     def forward(self, top: Tensor, target: Int[Tensor, " B"]) -> Float[Tensor, "B X Y Z"]:
