@@ -111,7 +111,7 @@ def test_a_lesion_mask_is_never_shown() -> None:
         shown(study)
 
 
-def test_planes_are_shown_as_they_are() -> None:
+def test_planes_are_shown_under_their_names_and_empty_ones_are_not() -> None:
     planes = np.zeros((3, 96, 96), np.uint8)
     planes[0], planes[2] = 100, 200
     mask = np.full((1, *SHAPE), 255, np.uint8)
@@ -119,6 +119,16 @@ def test_planes_are_shown_as_they_are() -> None:
     made = shown(study)
     assert [picture.label for picture in made] == ["axial plane, FLAIR", "coronal plane, FLAIR"]
     assert made[0].pixels[50, 50].tolist() == [0, 0, 100]
+
+
+def test_planes_are_turned_to_radiological_convention_but_the_sagittal_one_stays() -> None:
+    """They are stored with the patient's left on the left (docs/ingest.md)."""
+    planes = np.zeros((3, 96, 96), np.uint8)
+    planes[:, 48, 10] = 250
+    study = Study(np.full((1, *SHAPE), 255, np.uint8), ("lesion",), (True,), planes, SPACING, Facts())
+    made = shown(study)
+    assert [int(np.argwhere(p.pixels[..., 2])[0, 1]) for p in made] == [8 + 85, 8 + 10, 8 + 85]
+    assert [picture.sides for picture in made] == [("R", "L"), ("P", "A"), ("R", "L")]
 
 
 def test_all_zero_volumes_are_refused_with_a_reason() -> None:

@@ -30,7 +30,8 @@ PIXEL_MM = 2.0
 _WINDOWS: dict[Sequence, tuple[float, float]] = {"dwi": (-2.0, 8.0), "adc": (0.0, 1.6), "flair": (-4.0, 8.0)}
 """Black and white of each sequence, in the unit of `CODE_RANGES`; ADC's 1.6 shows fluid as white."""
 _RESTRICTED_ADC, _BRIGHT_DWI = 0.62, 2.0
-_PLANE_NAMES = ("axial", "sagittal", "coronal")
+_PLANES = (("axial", ("R", "L")), ("sagittal", ("P", "A")), ("coronal", ("R", "L")))
+"""Name and sides of each plane as it is shown."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +41,12 @@ class Picture:
     Attributes:
         label: where it lies, in words.
         pixels: (H, W, 3) uint8.
+        sides: what lies at its left and right edge: the patient's right and left, or P (back) and A (front).
     """
 
     label: str
     pixels: UInt8
+    sides: tuple[str, str] = ("R", "L")
 
 
 def pictures(
@@ -188,19 +191,21 @@ def level_label(height_mm: float, seen: tuple[Sequence, ...], layout: Layout) ->
 
 
 def _planes(study: Study, layout: Layout, panel_px: int) -> list[Picture]:
-    """The study's FLAIR planes as they are, in the blue channel or in grey; paint was removed at intake."""
+    """The study's FLAIR planes, in the blue channel or in grey; paint was removed at intake."""
     from PIL import Image
 
     made = []
     for number, plane in enumerate(() if study.planes is None else study.planes):
-        name = _PLANE_NAMES[number % len(_PLANE_NAMES)]
+        name, sides = _PLANES[number % len(_PLANES)]
         edge = PICTURE_PX if layout == "composite" else panel_px
+        # stored with the patient's left on the left (docs/ingest.md); the sagittal one has no side
+        turned = plane if name == "sagittal" else plane[:, ::-1]
         if layout == "composite":
             pixels = np.zeros((edge, edge, 3), np.uint8)
-            pixels[..., SHOWN.index("flair")] = centred(plane, edge)
+            pixels[..., SHOWN.index("flair")] = centred(turned, edge)
         else:
-            grey = np.asarray(Image.fromarray(plane).resize((edge, edge), Image.Resampling.BILINEAR))
+            grey = np.asarray(Image.fromarray(turned).resize((edge, edge), Image.Resampling.BILINEAR))
             pixels = np.repeat(grey[..., None], 3, axis=2)
         if plane.any():
-            made.append(Picture(f"{name} plane, FLAIR", pixels))
+            made.append(Picture(f"{name} plane, FLAIR", pixels, sides))
     return made
