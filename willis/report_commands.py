@@ -28,3 +28,16 @@ def reports_serve(
     from willis.settings import settings
 
     serve_until_stopped(load_params(params).report, settings(), log=log, on_ready=typer.echo)
+
+
+@reports_app.command("look")
+def reports_look(
+    ingest: Annotated[Path, typer.Option(help="Output of `willis ingest`.")],
+    reports: Annotated[Path, typer.Option(help="Output of `willis report` for it.")],
+    out: Annotated[Path, typer.Option(help="Page to write.")] = Path("reports.html"),
+    studies: Annotated[int, typer.Option(min=1, help="How many to show, the most doubtful first.")] = 60,
+) -> None:
+    """Write one page that shows each study's pictures beside its report, with what contradicts marked."""
+    from willis.reports.look import look
+
+    typer.echo(look(ingest, reports, out, num_studies=studies))

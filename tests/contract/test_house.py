@@ -90,7 +90,8 @@ def test_the_wheel_holds_the_library_alone_and_imports_alone(repository: Path, t
 
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {top for name in names if not (top := name.split("/")[0]).endswith(".dist-info")} == {"willis"}
-    assert not {str(path.relative_to(repository)) for path in (repository / "willis").rglob("*.py")} - names
+    needed = [path for kind in ("*.py", "*.j2") for path in (repository / "willis").rglob(kind)]
+    assert not {str(path.relative_to(repository)) for path in needed} - names
     check = (
         f"import sys; sys.path.insert(0, {str(wheel)!r}); import willis.cli, willis; print(willis.__file__)"
     )

@@ -15,6 +15,8 @@ from willis.reports.measured import loads_by_part, loads_by_region, measured_fin
 from willis.reports.schema import ASPECTS_REGIONS, Findings, volume_band
 
 Verdict = Literal["right", "contradiction", "hallucination", "omission", "self-contradiction"]
+WRONG: tuple[Verdict, ...] = ("contradiction", "hallucination", "self-contradiction")
+"""Verdicts that contradict: the measurement, or the report itself."""
 
 CLEARLY_INVOLVED_ML = 0.5
 """A measured load from which leaving the region out is an omission."""
@@ -25,9 +27,20 @@ VOLUME_TOLERANCE = 0.25
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison and how it ended."""
+    """One comparison and how it ended.
+
+    Attributes:
+        verdict: how it ended.
+        field: of `Findings`.
+        stated: what the report states there, in words; empty where it states nothing.
+        measured: what was measured, in words; empty where the report clashes with itself.
+        message: the comparison as one sentence.
+    """
 
     verdict: Verdict
+    field: str
+    stated: str
+    measured: str
     message: str
 
 
@@ -60,7 +73,12 @@ def ground(findings: Findings, facts: Facts, acquired: frozenset[str] | None = N
         facts: what was measured; fields that are None check nothing.
         acquired: sequences that could have been seen; None when not known.
     """
-    checks = [
+    return grounding_of(checks(findings, facts, acquired))
+
+
+def checks(findings: Findings, facts: Facts, acquired: frozenset[str] | None = None) -> tuple[Check, ...]:
+    """Make every comparison that `ground` counts; the arguments are the same."""
+    return (
         *_check_fields(findings, measured_findings(facts)),
         *_check_territories(findings, facts),
         *_check_regions(findings, facts),
@@ -68,13 +86,16 @@ def ground(findings: Findings, facts: Facts, acquired: frozenset[str] | None = N
         *_check_volumes_in_words(findings, facts),
         *_check_sequences(findings, acquired),
         *_check_itself(findings),
-    ]
-    count = {verdict: sum(c.verdict == verdict for c in checks) for verdict in get_args(Verdict)}
-    wrong = ("contradiction", "hallucination", "self-contradiction")
+    )
+
+
+def grounding_of(made: tuple[Check, ...]) -> Grounding:
+    """Count comparisons."""
+    count = {verdict: sum(c.verdict == verdict for c in made) for verdict in get_args(Verdict)}
     return Grounding(
-        score=count["right"] / len(checks) if checks else None,
-        contradictions=tuple(c.message for c in checks if c.verdict in wrong),
-        num_checks=len(checks),
+        score=count["right"] / len(made) if made else None,
+        contradictions=tuple(c.message for c in made if c.verdict in WRONG),
+        num_checks=len(made),
         num_hallucinations=count["hallucination"],
         num_omissions=count["omission"],
         num_self_contradictions=count["self-contradiction"],
@@ -94,35 +115,32 @@ def _check_fields(stated: Findings, measured: Findings) -> Iterator[Check]:
             continue
         if said in (None, "unknown"):
             if truth != "none":
-                yield Check("omission", f"{name} is not stated; measured {truth}")
-        elif same(said, truth):
-            yield Check("right", name)
-        else:
-            absent = truth in ("no", "none", 0)
-            yield Check(
-                "hallucination" if absent else "contradiction", f"{name} is stated {said}; measured {truth}"
-            )
+                yield Check("omission", name, "", str(truth), f"{name} is not stated; measured {truth}")
+            continue
+        wrong: Verdict = "hallucination" if truth in ("no", "none", 0) else "contradiction"
+        message = f"{name} is stated {said}; measured {truth}"
+        yield Check("right" if same(said, truth) else wrong, name, str(said), str(truth), message)
 
 
 def _check_territories(stated: Findings, facts: Facts) -> Iterator[Check]:
-    measured = measured_findings(facts).territories
-    said = stated.territories
+    measured, said = measured_findings(facts).territories, stated.territories
     if measured == ("unknown",):
         return
     if said == ("unknown",):
         if measured:
-            yield Check("omission", f"territories are not stated; measured {_list(measured)}")
+            message = f"territories are not stated; measured {_list(measured)}"
+            yield Check("omission", "territories", "", _list(measured), message)
         return
+    verdict: Verdict
     if not measured:
-        verdict: Verdict = "hallucination" if said else "right"
-        yield Check(verdict, f"territories are stated {_list(said)}; measured none")
+        verdict = "hallucination" if said else "right"
     elif len(measured) > 1 or measured == ("multiple",):
         overlap = measured == ("multiple",) or not {*said}.isdisjoint(measured)
-        right = "multiple" in said or (len(said) > 1 and overlap)
-        yield _judge(right, f"territories are stated {_list(said)}; measured {_list(measured)}")
+        verdict = _right_if("multiple" in said or (len(said) > 1 and overlap))
     else:
-        right = measured[0] in said and len(said) <= 2
-        yield _judge(right, f"territories are stated {_list(said)}; measured {_list(measured)}")
+        verdict = _right_if(measured[0] in said and len(said) <= 2)
+    message = f"territories are stated {_list(said)}; measured {_list(measured)}"
+    yield Check(verdict, "territories", _list(said), _list(measured), message)
 
 
 def _check_regions(stated: Findings, facts: Facts) -> Iterator[Check]:
@@ -131,13 +149,15 @@ def _check_regions(stated: Findings, facts: Facts) -> Iterator[Check]:
     if stated.regions == ("unknown",):
         loads = {r: ml for r, ml in loads.items() if ml >= CLEARLY_INVOLVED_ML}
     for region, volume_ml in loads.items():
-        said = region in stated.regions
-        if said and volume_ml <= 0:
-            yield Check("hallucination", f"region {region} is stated; no lesion was measured there")
-        elif said:
-            yield Check("right", region)
+        measured = f"{region} {volume_ml:.1f} ml"
+        if region in stated.regions:
+            nothing = volume_ml <= 0
+            truth = "no lesion was measured there" if nothing else f"measured {volume_ml:.1f} ml"
+            verdict: Verdict = "hallucination" if nothing else "right"
+            yield Check(verdict, "regions", region, measured, f"region {region} is stated; {truth}")
         elif volume_ml >= CLEARLY_INVOLVED_ML:
-            yield Check("omission", f"region {region} is not stated; measured {volume_ml:.1f} ml")
+            message = f"region {region} is not stated; measured {volume_ml:.1f} ml"
+            yield Check("omission", "regions", "", measured, message)
 
 
 def _check_aspects(stated: Findings, facts: Facts) -> Iterator[Check]:
@@ -146,45 +166,43 @@ def _check_aspects(stated: Findings, facts: Facts) -> Iterator[Check]:
         return
     affected = [region for region in stated.regions if region in ASPECTS_REGIONS]
     if stated.regions != ("unknown",) and score != 10 - len(affected):
-        yield Check(
-            "self-contradiction",
-            f"dwi_aspects is {score}; {len(affected)} affected regions make {10 - len(affected)}",
-        )
+        message = f"dwi_aspects is {score}; {len(affected)} affected regions make {10 - len(affected)}"
+        yield _clash("dwi_aspects", score, message)
     mca_ml = [ml for part, ml in loads_by_part(facts).items() if part.artery == "mca"]
     if mca_ml:
-        total = sum(mca_ml)
-        wrong = (score < 10 and total <= 0) or (
-            score == 10 and loads_by_region(facts).get("insula", 0) >= 0.5
+        measured = f"{sum(mca_ml):.1f} ml in the MCA territory"
+        wrong = (score < 10 and sum(mca_ml) <= 0) or (
+            score == 10 and loads_by_region(facts).get("insula", 0) >= CLEARLY_INVOLVED_ML
         )
-        yield _judge(
-            not wrong, f"dwi_aspects is stated {score}; measured {total:.1f} ml in the MCA territory"
-        )
+        message = f"dwi_aspects is stated {score}; measured {measured}"
+        yield Check(_right_if(not wrong), "dwi_aspects", str(score), measured, message)
 
 
 def _check_volumes_in_words(stated: Findings, facts: Facts) -> Iterator[Check]:
     if facts.volume_ml is None:
         return
-    band = volume_band(facts.volume_ml)
+    band, measured = volume_band(facts.volume_ml), f"{facts.volume_ml:.1f} ml"
     for number in re.findall(r"(\d+(?:\.\d+)?) ?m[lL]\b", stated.impression):
         near = abs(float(number) - facts.volume_ml) <= VOLUME_TOLERANCE * facts.volume_ml + 0.05
-        yield _judge(
-            near or volume_band(float(number)) == band,
-            f"the impression says {number} ml; measured {facts.volume_ml:.1f} ml",
-        )
+        verdict = _right_if(near or volume_band(float(number)) == band)
+        message = f"the impression says {number} ml; measured {measured}"
+        yield Check(verdict, "impression", f"{number} ml", measured, message)
 
 
 def _check_sequences(stated: Findings, acquired: frozenset[str] | None) -> Iterator[Check]:
     for sequence in ("dwi", "adc", "flair"):
-        quality = getattr(stated, f"{sequence}_quality")
+        field = f"{sequence}_quality"
+        quality = getattr(stated, field)
         if acquired is None or quality == "unknown":
             continue
-        if sequence not in acquired and quality != "absent":
-            yield Check("hallucination", f"{sequence}_quality is stated {quality}; there is no {sequence}")
+        if sequence in acquired:
+            verdict = _right_if(quality != "absent")
+            message = f"{field} is stated {quality}; the sequence was acquired"
+            yield Check(verdict, field, quality, "acquired", message)
         else:
-            yield _judge(
-                (quality == "absent") == (sequence not in acquired),
-                f"{sequence}_quality is stated {quality}; the sequence was acquired",
-            )
+            seen: Verdict = "right" if quality == "absent" else "hallucination"
+            message = f"{field} is stated {quality}; there is no {sequence}"
+            yield Check(seen, field, quality, "not acquired", message)
 
 
 def _check_itself(stated: Findings) -> Iterator[Check]:
@@ -203,10 +221,8 @@ def _check_itself(stated: Findings) -> Iterator[Check]:
     clashing = {"no": infarct, "yes": none, "unknown": {}}[stated.acute_infarct]
     for name, clashes in clashing.items():
         if clashes:
-            yield Check(
-                "self-contradiction",
-                f"acute_infarct is {stated.acute_infarct}, but {name} is {getattr(stated, name)}",
-            )
+            value = getattr(stated, name)
+            yield _clash(name, value, f"acute_infarct is {stated.acute_infarct}, but {name} is {value}")
     yield from _check_words(stated)
 
 
@@ -216,13 +232,14 @@ def _check_words(stated: Findings) -> Iterator[Check]:
         about, denied = _about_the_infarct(getattr(stated, place))
         sides = {side for side in ("left", "right") if re.search(rf"\b{side}\b", about, re.IGNORECASE)}
         if len(sides) == 1 and stated.laterality in {"left", "right"} - sides:
-            yield Check(
-                "self-contradiction", f"the {place} say {sides.pop()}; laterality is {stated.laterality}"
-            )
+            side = sides.pop()
+            yield _clash(place, side, f"the {place} say {side}; laterality is {stated.laterality}")
         if denied and not about and stated.acute_infarct == "yes":
-            yield Check("self-contradiction", f"the {place} deny an acute infarct; acute_infarct is yes")
+            message = f"the {place} deny an acute infarct; acute_infarct is yes"
+            yield _clash(place, "no acute infarct", message)
         if about and stated.acute_infarct == "no":
-            yield Check("self-contradiction", f"the {place} describe an acute infarct; acute_infarct is no")
+            message = f"the {place} describe an acute infarct; acute_infarct is no"
+            yield _clash(place, "an acute infarct", message)
 
 
 _NEGATED = re.compile(r"\b(no|without|not|nor|absence|negative|excluded)\b", re.IGNORECASE)
@@ -244,8 +261,13 @@ def _about_the_infarct(text: str) -> tuple[str, bool]:
     return " ".join(affirmed), denied
 
 
-def _judge(right: bool, message: str) -> Check:
-    return Check("right" if right else "contradiction", message)
+def _right_if(right: bool) -> Verdict:
+    return "right" if right else "contradiction"
+
+
+def _clash(field: str, stated: object, message: str) -> Check:
+    words = _list(stated) if isinstance(stated, tuple) else str(stated)
+    return Check("self-contradiction", field, words, "", message)
 
 
 def _list(names: tuple[str, ...]) -> str:

@@ -2,19 +2,16 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from willis.errors import StepError
-from willis.imaging.lesion import Facts
-from willis.imaging.shards import StudyArrays
 from willis.params import ReportParams
 from willis.reports.schema import NUMBER_FIELDS, Findings, report_columns
 from willis.reports.store import ReportStore
-from willis.reports.writer import Reading, ReportWriter, Study, read_studies, writer_for
+from willis.reports.studies import IngestedStudies
+from willis.reports.writer import Reading, ReportWriter, read_studies, writer_for
 from willis.settings import Settings
 
 if TYPE_CHECKING:
@@ -57,6 +54,7 @@ class ReportSummary(BaseModel):
     mean_grounding: float | None
     num_hallucinations: int
     num_omissions: int
+    num_self_contradictions: int
 
 
 def report(ingest: Path, out: Path, params: ReportParams, settings: Settings) -> ReportSummary:
@@ -75,76 +73,40 @@ def report(ingest: Path, out: Path, params: ReportParams, settings: Settings) ->
         StepError: `ingest` is not a finished output, or the writer is unknown.
         StoreError: the report store cannot be written.
     """
-    arrays, studies, facts = _read(ingest)
+    studies = IngestedStudies.open(ingest)
     writer = writer_for(params, settings)
     readings: dict[int, Reading] = {}
     num_written = 0
     if writer is not None:
-        spacing_mm = tuple(json.loads((ingest / "ingest.json").read_text())["spacing_mm"])
         with ReportStore(settings.report_store) as store:
             before = store.count()
-            _run(_studies(arrays, facts, spacing_mm), writer, store, params, readings, len(studies))
+            _run(studies, writer, store, params, readings)
             num_written = store.count() - before
-    rows = [_row(place, studies, readings.get(place), params) for place in range(len(studies))]
+    rows = [_row(place, studies.table, readings.get(place), params) for place in range(len(studies))]
     summary = _summarise(readings, writer, params, len(studies), num_written)
     _write(out, rows, summary)
     return summary
 
 
-def _read(ingest: Path) -> "tuple[StudyArrays, pd.DataFrame, list[Facts]]":
-    import pandas as pd
-
-    arrays = StudyArrays.open(ingest)
-    try:
-        studies = pd.read_parquet(ingest / "studies.parquet")
-        facts = pd.read_parquet(ingest / "facts.parquet").set_index("study_id")
-    except FileNotFoundError as error:
-        raise StepError(f"{error.filename} is missing; run `willis ingest` to make {ingest}") from None
-    missing = sorted(set(studies["study_id"]) - set(facts.index))
-    if missing or facts.index.has_duplicates:
-        raise StepError(
-            f"{ingest / 'facts.parquet'} has {len(facts)} rows for {len(studies)} studies and lacks "
-            f"{missing[:5]}; it must have one per study; run `willis ingest` again"
-        )
-    rows = facts.loc[studies["study_id"]].to_dict("records")
-    return arrays, studies, [Facts.from_row({str(k): v for k, v in row.items()}) for row in rows]
-
-
-def _studies(
-    arrays: StudyArrays, facts: list[Facts], spacing_mm: tuple[float, ...]
-) -> Iterator[tuple[str, Study]]:
-    x, y, z = spacing_mm
-    for index, patient_id in enumerate(arrays.patient_ids):
-        study = Study(
-            volume=arrays.volume(index),
-            sequences=arrays.sequences,
-            sequence_present=tuple(bool(present) for present in arrays.sequence_present[index]),
-            planes=arrays.planes_of(index) if arrays.planes_present[index] else None,
-            spacing_mm=(x, y, z),
-            facts=facts[index],
-        )
-        yield patient_id, study
-
-
 def _run(
-    studies: Iterator[tuple[str, Study]],
+    studies: IngestedStudies,
     writer: ReportWriter,
     store: ReportStore,
     params: ReportParams,
     readings: dict[int, Reading],
-    total: int,
 ) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as progress:
-        task = progress.add_task("writing reports", total=total)
+        task = progress.add_task("writing reports", total=len(studies))
 
         def done(place: int, reading: Reading) -> None:
             readings[place] = reading
             progress.advance(task)
 
-        asyncio.run(read_studies(studies, writer, store, params, done))
+        owned = ((owner, studies.study(index)) for index, owner in enumerate(studies.arrays.patient_ids))
+        asyncio.run(read_studies(owned, writer, store, params, done))
 
 
 def _row(
@@ -193,6 +155,7 @@ def _summarise(
         mean_grounding=sum(scores) / len(scores) if scores else None,
         num_hallucinations=sum(g.num_hallucinations for g in grounded),
         num_omissions=sum(g.num_omissions for g in grounded),
+        num_self_contradictions=sum(g.num_self_contradictions for g in grounded),
     )
 
 
