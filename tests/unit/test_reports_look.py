@@ -14,8 +14,9 @@ from PIL import Image
 from tests.small_ingest import write_small_ingest
 from willis.errors import StepError
 from willis.params import ReportParams
+from willis.reports.entries import Entry, read_entries, totals_of, worst_first
 from willis.reports.grounding import checks, grounding_of
-from willis.reports.look import Entry, look, read_entries, report_lines, totals_of, worst_first
+from willis.reports.look import look, report_lines
 from willis.reports.schema import Findings, Report
 from willis.reports.studies import IngestedStudies
 from willis.settings import Settings
