@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from willis.reports.reader_model import FOLDER
+
 reports_app = typer.Typer(
     help="The server behind the report writer, and what people do around reports.", no_args_is_help=True
 )
@@ -28,6 +30,24 @@ def reports_serve(
     from willis.settings import settings
 
     serve_until_stopped(load_params(params).report, settings(), log=log, on_ready=typer.echo)
+
+
+@reports_app.command("train-reader")
+def reports_train_reader(
+    out: Annotated[Path, typer.Option(help="Folder of the reader; the packaged one by default.")] = FOLDER,
+    studies_dir: Annotated[
+        Path, typer.Option("--studies-dir", help="Where rendered studies are kept, to go on after a stop.")
+    ] = Path("build/reader/studies"),
+    studies: Annotated[int, typer.Option(min=16, help="How many synthetic studies to train on.")] = 1600,
+    seed: Annotated[int, typer.Option(help="Of studies, weights and order.")] = 20260,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Train the embedded reader from scratch on synthetic studies that no cohort holds."""
+    from willis.reports.train_reader import train_reader
+    from willis.summaries import show
+
+    show(train_reader(out, studies_dir, num_studies=studies, seed=seed, device=device), as_json)
 
 
 @reports_app.command("look")

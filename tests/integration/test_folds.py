@@ -101,9 +101,7 @@ def test_a_fold_is_pre_trained_on_everybody_whom_it_does_not_test(tiny, tmp_path
     learned = []
 
     def spy(job, world):
-        learned.append(
-            ({job.arrays.patient_ids[row] for row in job.rows("train")}, job.rows("validation"))
-        )
+        learned.append(({job.arrays.patient_ids[row] for row in job.rows("train")}, job.rows("validation")))
         return pretrain_encoder(job, world)
 
     monkeypatch.setattr("willis.evaluation.fold_training.pretrain_encoder", spy)

@@ -284,6 +284,14 @@ def _signals(placed: _Placed, lesion: Lesion, on_grid: dict[Sequence, Float32], 
 
 
 def codes_of(values: Float32 | None, brain: Bool, sequence: Sequence, grid: Grid) -> UInt8:
+    """Code one volume on the grid; DWI and FLAIR are standardised by the brain's median first.
+
+    Args:
+        values: (X, Y, Z), ADC in mm^2/s; None when the sequence is absent, which gives zeros.
+        brain: (X, Y, Z); outside it, and where the volume is 0, the code is 0. A lesion mask ignores it.
+        sequence: which one.
+        grid: of the volume.
+    """
     if values is None:
         return np.zeros(grid.shape, np.uint8)
     if sequence == "lesion":

@@ -1,7 +1,7 @@
 """The embedded reader: a small Idefics3 that vLLM and transformers load as they load any other.
 
-A vision transformer reads each picture on its own; its 7 x 7 patches are folded into one token, and a small
-Llama reads the tokens between the words of the prompt and writes the report.
+A vision transformer reads each picture on its own; 7 x 7 of its patches are folded into one token, four per
+picture, and a small Llama reads the tokens between the words of the prompt and writes the report.
 
 Reference: the architecture is Idefics3's (arXiv 2408.12637), at a two-thousandth of its size.
 """
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 NAME = "willis-reader"
 """What params.yaml calls the packaged reader."""
 FOLDER = Path(__file__).parent / "reader"
-PATCH_PX = 16
+PATCH_PX = 8
 FOLD = 7
 TOKENS_PER_PICTURE = (PICTURE_PX // PATCH_PX // FOLD) ** 2
 MAX_TOKENS = 2048
 VOCABULARY = 1024
+VISION_WIDTH, WIDTH = 64, 128
 MEAN = SD = 0.5
 """Of the pixels, 0 to 1."""
 EMBEDDING_SD = 0.1
@@ -68,18 +69,32 @@ def train_tokenizer(texts: Iterable[str]) -> "Tokenizer":
     return tokenizer
 
 
+def special_ids(tokenizer: "Tokenizer") -> dict[str, int]:
+    """Return the ids of the tokens that frame a prompt.
+
+    Raises:
+        ReportError: the tokenizer is not one of `train_tokenizer`.
+    """
+    ids = {name: tokenizer.token_to_id(name) for name in SPECIAL}
+    known = {name: number for name, number in ids.items() if number is not None}
+    if len(known) < len(SPECIAL):
+        raise ReportError(f"the tokenizer lacks {sorted(set(SPECIAL) - set(known))}")
+    return known
+
+
 def new_reader(tokenizer: "Tokenizer") -> "Idefics3ForConditionalGeneration":
     """Make the network with random weights."""
     import torch
     from transformers import Idefics3Config, Idefics3ForConditionalGeneration
 
-    token = {name: tokenizer.token_to_id(name) for name in SPECIAL}
+    token = special_ids(tokenizer)
     vision = {
-        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "hidden_size": VISION_WIDTH, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 2,
         "image_size": PICTURE_PX, "patch_size": PATCH_PX,
     }  # fmt: skip
     text = {
-        "model_type": "llama", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4,
+        "model_type": "llama", "hidden_size": WIDTH, "intermediate_size": 256, "num_hidden_layers": 4,
         "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32,
         "vocab_size": tokenizer.get_vocab_size(), "max_position_embeddings": MAX_TOKENS,
         "bos_token_id": token[START], "eos_token_id": token[END], "pad_token_id": token[PAD],
@@ -90,9 +105,9 @@ def new_reader(tokenizer: "Tokenizer") -> "Idefics3ForConditionalGeneration":
         text_config=text,
         scale_factor=FOLD,
         image_token_id=token[IMAGE],
-        pad_token_id=token[PAD],
         tie_word_embeddings=True,
     )
+    config.pad_token_id = token[PAD]
     model = Idefics3ForConditionalGeneration(config)
     # left and right occur in the same places: from small random vectors they would become one
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_SD)
@@ -134,16 +149,3 @@ def _preprocessor() -> dict[str, Any]:
 
 def _write(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n")
-
-
-def model_source(model: str) -> str:
-    """Return what a server loads for a model's name in params.yaml.
-
-    Raises:
-        ReportError: the packaged reader is not there.
-    """
-    if model != NAME:
-        return model
-    if not (FOLDER / "model.safetensors").exists():
-        raise ReportError(f"{FOLDER} holds no reader; train one with `willis reports train-reader`")
-    return str(FOLDER)

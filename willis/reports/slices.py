@@ -118,7 +118,8 @@ def _restricted_by_level(study: Study) -> npt.NDArray[np.float64]:
         return np.zeros(0)
     dwi, adc = study.volume[place["dwi"]], study.volume[place["adc"]]
     low = (adc > 0) & (adc < _code("adc", _RESTRICTED_ADC)) & (dwi > _code("dwi", _BRIGHT_DWI))
-    return low.sum(axis=(0, 1)).astype(float)
+    counts: npt.NDArray[np.float64] = low.sum(axis=(0, 1)).astype(float)
+    return counts
 
 
 def _code(sequence: Sequence, value: float) -> float:
@@ -132,7 +133,8 @@ def grey_levels(sequence: Sequence) -> UInt8:
     black, white = (_code(sequence, edge) for edge in _WINDOWS[sequence])
     grey = np.clip((np.arange(256) - black) / (white - black), 0, 1) * 255
     grey[0] = 0
-    return np.rint(grey).astype(np.uint8)
+    rounded: UInt8 = np.rint(grey).astype(np.uint8)
+    return rounded
 
 
 def as_seen(codes: UInt8) -> UInt8:

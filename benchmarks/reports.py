@@ -1,0 +1,246 @@
+"""How well, and how fast, the configured model reads: real vLLM, synthetic studies whose truth is known.
+
+    python -m benchmarks.reports --json out.json [--patients 500]
+
+Makes a cohort (purpose benchmark; other seeds and other scanners than those the embedded reader learned
+from), ingests it, serves `report.model` with vLLM, and asks it twice about every study: with the pictures
+alone, and with the measured facts in the prompt. First attempts alone count. Read from the pictures, a
+report is held against the truth; told the facts, against what it was told. Intervals are Wilson's.
+"""
+
+import argparse
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import binomtest
+
+from infra.local.processes import free_port
+from infra.local.stages import folder_made, key_of
+from willis.cohort.lesions import GRID
+from willis.cohort.synthetic import SPACE, TRUTH, synthesise
+from willis.imaging import lesion as lesions
+from willis.imaging.lesion import Facts, Signals
+from willis.imaging.territory import default_map
+from willis.params import CohortParams, Params, ReportParams, load_params
+from willis.provenance import code_digest, cohort_digest
+from willis.reports.client import LanguageModelWriter
+from willis.reports.grounding import ground
+from willis.reports.measured import measured_findings
+from willis.reports.schema import Findings, volume_band
+from willis.reports.server import serving
+from willis.reports.studies import IngestedStudies
+from willis.reports.writer import Reading, read_study
+from willis.settings import settings
+from willis.steps.ingest import ingest
+
+SEED = 4711
+WITHOUT_INFARCT = 0.3
+CONFIDENCE = 0.95
+MODES = {"images": False, "facts": True}
+Right = Callable[[Findings, Facts], bool]
+
+
+@dataclass(frozen=True)
+class Count:
+    """So many of so many."""
+
+    metric: str
+    hits: int
+    total: int
+
+    def row(self, task: str, model: str, subset: str, seconds: float) -> dict[str, object]:
+        """One row of the benchmark's output."""
+        low, high = (
+            binomtest(self.hits, self.total).proportion_ci(CONFIDENCE, method="wilson")
+            if self.total
+            else (None, None)
+        )
+        return {
+            "task": task, "model": model, "subset": subset, "metric": self.metric,
+            "mean": self.hits / self.total if self.total else None, "low": low, "high": high,
+            "num_patients": self.total, "seconds": seconds,
+        }  # fmt: skip
+
+
+def main() -> None:
+    """Measure, print a table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument("--patients", type=int, default=500)
+    parser.add_argument("--work", type=Path, default=Path("build/bench/reports"))
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    arguments = parser.parse_args()
+    params = load_params(arguments.params)
+    work = arguments.work.resolve()
+    studies, truth = prepare(params, work, arguments.patients)
+    rows = measure(studies, truth, params.report, work)
+    _show(rows)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def prepare(params: Params, work: Path, num_patients: int) -> tuple[IngestedStudies, list[Facts]]:
+    """Make and ingest the cohort once; return its studies and what is true of each."""
+    cohort = work / f"cohort-{num_patients}"
+    asked = {"num_patients": num_patients, "seed": SEED, "without_infarct": WITHOUT_INFARCT}
+    synthesise(cohort, CohortParams.model_validate(asked), purpose="benchmark")
+    out = work / f"ingest-{num_patients}"
+    key = key_of(cohort_digest(cohort), params.ingest.model_dump(), code_digest("ingest"))
+    folder_made(out, key, lambda: _ingest(cohort, out, params))
+    studies = IngestedStudies.open(out / "ingest")
+    patients = studies.table["patient_id"].astype(str)
+    return studies, [true_facts(cohort, patient) for patient in patients]
+
+
+def _ingest(cohort: Path, out: Path, params: Params) -> None:
+    out.mkdir(parents=True)
+    ingest(cohort, out / "ingest", params.ingest)
+
+
+def true_facts(cohort: Path, patient: str) -> Facts:
+    """Measure the true mask of a patient of a benchmark cohort."""
+    path = cohort / TRUTH / patient / f"{patient}_{SPACE}_desc-lesion_mask.nii.gz"
+    mask = np.asarray(nib.load(path).dataobj) > 0  # type: ignore[attr-defined]
+    found = lesions.gather(mask, GRID.affine, GRID.voxel_ml, 0.0)
+    return lesions.measure(found, default_map(), Signals())
+
+
+def measure(
+    studies: IngestedStudies, truth: list[Facts], params: ReportParams, work: Path
+) -> list[dict[str, object]]:
+    """Serve the model, let it read every study in both modes, and count."""
+    given = settings().model_copy(update={"report_url": f"http://127.0.0.1:{free_port()}/v1"})
+    rows: list[dict[str, object]] = []
+    Console(stderr=True).print("starting vLLM, about a minute ...")
+    with serving(params, given, log=work / "vllm.log"):
+        for mode, told in MODES.items():
+            writer = LanguageModelWriter(params.model_copy(update={"facts_in_prompt": told}), given)
+            started = time.perf_counter()
+            readings = asyncio.run(_read_all(studies, writer, params.concurrency, mode))
+            seconds = time.perf_counter() - started
+            counts = _told(readings, studies) if told else _read(readings, truth)
+            rows += [
+                count.row("reading", writer.model, mode, seconds) for count in [*counts, _valid(readings)]
+            ]
+            rows.append(_speed(writer.model, mode, len(studies), seconds))
+            if not told:
+                rows.append(_shuffled(readings, studies).row("shuffled", writer.model, mode, seconds))
+    return rows
+
+
+async def _read_all(
+    studies: IngestedStudies, writer: LanguageModelWriter, concurrency: int, mode: str
+) -> list[Reading]:
+    """One attempt per study; nothing is stored, so that speed is the model's."""
+    from rich.progress import track
+
+    readings: dict[int, Reading] = {}
+    queue = iter(track(range(len(studies)), f"reading ({mode})", console=Console(stderr=True)))
+
+    async def work() -> None:
+        for index in queue:
+            readings[index] = await read_study(studies.study(index), writer, max_attempts=1)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(concurrency):
+            group.create_task(work())
+    return [readings[index] for index in range(len(studies))]
+
+
+def _valid(readings: list[Reading]) -> Count:
+    return Count("valid", sum(reading.report is not None for reading in readings), len(readings))
+
+
+def _read(readings: list[Reading], truth: list[Facts]) -> list[Count]:
+    """Hold reports against the truth; a study without a valid report counts as wrong."""
+    pairs = [(reading.report.findings if reading.report else None, facts)
+             for reading, facts in zip(readings, truth, strict=True)]  # fmt: skip
+    ill = [(said, facts) for said, facts in pairs if facts.infarct_present]
+    well = [(said, facts) for said, facts in pairs if not facts.infarct_present]
+
+    def count(metric: str, among: list[tuple[Findings | None, Facts]], right: Right) -> Count:
+        return Count(
+            metric, sum(said is not None and right(said, facts) for said, facts in among), len(among)
+        )
+
+    one_side = [pair for pair in ill if pair[1].laterality in ("left", "right")]
+    one_artery = [pair for pair in ill if len(measured_findings(pair[1]).territories) == 1]
+    return [
+        count("sensitivity", ill, lambda said, _: said.acute_infarct == "yes"),
+        count("specificity", well, lambda said, _: said.acute_infarct == "no"),
+        count("laterality", one_side, lambda said, facts: said.laterality == facts.laterality),
+        count("territory", one_artery, _same_territory),
+        count("volume_band", ill, lambda said, facts: said.volume_band == volume_band(facts.volume_ml)),
+    ]
+
+
+def _same_territory(said: Findings, facts: Facts) -> bool:
+    return said.territories == measured_findings(facts).territories
+
+
+def _told(readings: list[Reading], studies: IngestedStudies) -> list[Count]:
+    """Hold reports against the facts in their prompts: every field, every number in the prose."""
+    agree = sum(reading.report is not None and not reading.flagged for reading in readings)
+    stated = [
+        reading.report.findings == _with_told(reading.report.findings, facts)
+        for reading, facts in zip(readings, studies.facts, strict=True)
+        if reading.report
+    ]
+    return [
+        Count("no_contradiction", agree, len(readings)),
+        Count("all_facts_repeated", sum(stated), len(readings)),
+    ]
+
+
+def _with_told(said: Findings, facts: Facts) -> Findings:
+    known = measured_findings(facts).model_dump(exclude_defaults=True)
+    return said.model_copy(update={name: getattr(measured_findings(facts), name) for name in known})
+
+
+def _shuffled(readings: list[Reading], studies: IngestedStudies) -> Count:
+    """Ground each report against the next study's facts where side or territory differ."""
+    caught = total = 0
+    for index, reading in enumerate(readings):
+        own, other = studies.facts[index], studies.facts[(index + 1) % len(readings)]
+        if reading.report is None or (own.laterality, own.territory) == (other.laterality, other.territory):
+            continue
+        total += 1
+        caught += bool(ground(reading.report.findings, other).contradictions)
+    return Count("caught", caught, total)
+
+
+def _speed(model: str, mode: str, num: int, seconds: float) -> dict[str, object]:
+    return {
+        "task": "speed", "model": model, "subset": mode, "metric": "reports_per_s", "mean": num / seconds,
+        "low": None, "high": None, "num_patients": num, "seconds": seconds,
+    }  # fmt: skip
+
+
+def _show(rows: list[dict[str, object]]) -> None:
+    table = Table(*("task", "subset", "metric", "mean", "interval", "n"))
+    for line in _lines(rows):
+        table.add_row(*line)
+    Console().print(table)
+
+
+def _lines(rows: list[dict[str, object]]) -> Iterator[tuple[str, ...]]:
+    for row in rows:
+        mean, low, high = row["mean"], row["low"], row["high"]
+        interval = "" if low is None else f"[{low:.3f}, {high:.3f}]"
+        yield (
+            str(row["task"]), str(row["subset"]), str(row["metric"]),
+            "-" if mean is None else f"{mean:.3f}", interval, str(row["num_patients"]),
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
