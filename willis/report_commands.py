@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from willis.reports.reader_model import FOLDER
-
 reports_app = typer.Typer(
     help="The server behind the report writer, and what people do around reports.", no_args_is_help=True
 )
@@ -34,7 +32,7 @@ def reports_serve(
 
 @reports_app.command("train-reader")
 def reports_train_reader(
-    out: Annotated[Path, typer.Option(help="Folder of the reader; the packaged one by default.")] = FOLDER,
+    out: Annotated[Path | None, typer.Option(help="Folder of the reader; the packaged one if unset.")] = None,
     studies_dir: Annotated[
         Path, typer.Option("--studies-dir", help="Where rendered studies are kept, to go on after a stop.")
     ] = Path("build/reader/studies"),
@@ -44,10 +42,11 @@ def reports_train_reader(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Train the embedded reader from scratch on synthetic studies that no cohort holds."""
+    from willis.reports.reader_model import FOLDER
     from willis.reports.train_reader import train_reader
     from willis.summaries import show
 
-    show(train_reader(out, studies_dir, num_studies=studies, seed=seed, device=device), as_json)
+    show(train_reader(out or FOLDER, studies_dir, num_studies=studies, seed=seed, device=device), as_json)
 
 
 @reports_app.command("look")

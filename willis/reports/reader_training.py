@@ -47,9 +47,9 @@ class Levels:
     """All levels of all studies as they are seen, with their truth, on one device.
 
     Attributes:
-        codes: (N, Z, 3, H, W) uint8 codes; H and W are `PICTURE_PX`.
+        codes: (N, Z, 3, H, W) uint8 codes, H and W of the grid: `pixels` pads them to a picture.
         truth: (N, Z, H, W) uint8 bits.
-        regions: (Z, H, W) int64, the arterial region of each pixel; the last is none.
+        regions: (Z, PICTURE_PX, PICTURE_PX) int64, the arterial region of each pixel; the last is none.
     """
 
     def __init__(self, studies: ReaderStudies, device: torch.device) -> None:
