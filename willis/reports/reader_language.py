@@ -33,8 +33,10 @@ from willis.reports.reader_training import (
     PATTERNS,
     Eyes,
     Levels,
+    PartParams,
     Tick,
     batches,
+    descend,
     encode_levels,
     log_volume,
 )
@@ -58,13 +60,11 @@ _IGNORED = -100
 
 
 @dataclass(frozen=True)
-class LanguageParams:
+class LanguageParams(PartParams):
     """How the language model is trained."""
 
     steps: int = 1800
     batch_size: int = 32
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,24 +279,14 @@ def train_language(
     width, num_regions = views[0].tokens.shape[-1], len(views[0].volumes)
     head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, num_regions))
     head.to(views[0].tokens.device)
-    trained = [*model.parameters(), *head.parameters()]
     model.train()
-    optimiser = torch.optim.AdamW(
-        trained, lr=params.learning_rate, weight_decay=params.weight_decay, betas=(0.9, 0.98)
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, params.learning_rate, total_steps=params.steps, pct_start=0.1
-    )
     order = batches(len(views), params.batch_size, rng)
-    for step in range(params.steps):
+
+    def next_loss() -> Tensor:
         chosen = next(order)
         others = rng.integers(len(views), size=len(chosen))
         pairs = zip(chosen, others, strict=True)
-        loss = language.loss([language.sample(views[i], views[j], rng) for i, j in pairs], head)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
-        schedule.step()
-        tick(step, float(loss.detach()))
+        return language.loss([language.sample(views[i], views[j], rng) for i, j in pairs], head)
+
+    descend(nn.ModuleList([model, head]), params, next_loss, tick)
     model.eval()

@@ -34,13 +34,21 @@ PATTERNS = ((1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 0, 1), (1, 1, 0), (1, 0, 0), (0
 
 
 @dataclass(frozen=True)
-class EyesParams:
+class PartParams:
+    """How one part of the reader is trained."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+
+
+@dataclass(frozen=True)
+class EyesParams(PartParams):
     """How the vision tower is trained."""
 
     steps: int = 1500
     batch_size: int = 64
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.05
 
 
 class Levels:
@@ -151,6 +159,31 @@ def log_volume(volume_ml: Tensor) -> Tensor:
     return torch.log1p(20 * volume_ml)
 
 
+def descend(trained: nn.Module, params: PartParams, next_loss: Callable[[], Tensor], tick: Tick) -> None:
+    """Minimise a loss over all parameters of a module; the learning rate rises once and falls.
+
+    Args:
+        trained: what is trained.
+        params: how.
+        next_loss: draws a batch and returns its loss.
+        tick: called after every step with its number and loss.
+    """
+    optimiser = torch.optim.AdamW(
+        trained.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay, betas=(0.9, 0.98)
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, params.learning_rate, total_steps=params.steps, pct_start=0.1
+    )
+    for step in range(params.steps):
+        loss = next_loss()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        tick(step, float(loss.detach()))
+
+
 def train_eyes(
     model: "Idefics3ForConditionalGeneration",
     levels: Levels,
@@ -160,20 +193,7 @@ def train_eyes(
 ) -> Eyes:
     """Train the vision tower and the connector on single levels; half of them cross an acute infarct."""
     eyes = Eyes(model, levels.num_regions).to(levels.device).train()
-    optimiser = torch.optim.AdamW(
-        eyes.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay, betas=(0.9, 0.98)
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, params.learning_rate, total_steps=params.steps, pct_start=0.1
-    )
-    for step in range(params.steps):
-        loss = eyes.loss(*_slice_batch(levels, params.batch_size, rng))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(eyes.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        tick(step, float(loss.detach()))
+    descend(eyes, params, lambda: eyes.loss(*_slice_batch(levels, params.batch_size, rng)), tick)
     return eyes.eval()
 
 
