@@ -1,11 +1,11 @@
 import json
-import resource
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from tests.file_limit import files_of_at_most
 from willis.cohort.bids import read_cohort
 from willis.cohort.look import contact_sheet
 from willis.cohort.schema import CLINICAL_COLUMNS
@@ -89,13 +89,9 @@ def test_another_cohort_is_not_written_over_this_one(cohort: Path) -> None:
 
 def test_a_full_disk_is_said_and_the_next_run_goes_on(cohort: Path, tmp_path: Path) -> None:
     out = tmp_path / "cohort"
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
-    try:
-        with pytest.raises(CohortError, match="no space.*free some space and run the same command again"):
-            synthesise(out, PARAMS, purpose="stream")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    refused = pytest.raises(CohortError, match="no space.*free some space and run the same command again")
+    with files_of_at_most(60_000), refused:
+        synthesise(out, PARAMS, purpose="stream")
     assert not out.exists()
     synthesise(out, PARAMS, purpose="stream")
     assert _bytes(out) == _bytes(cohort)

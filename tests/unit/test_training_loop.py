@@ -1,10 +1,7 @@
 """The loop in a bare process: its schedule, its restarts, its checkpoints, what it refuses."""
 
 import math
-import resource
 import shutil
-import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.file_limit import files_of_at_most
 from tests.fixtures.arrays import TinyCohort, tiny_job
 from willis.errors import BundleError, CohortError, StepError
 from willis.models.network import TrimodalNetwork
@@ -183,27 +181,15 @@ def test_the_newest_whole_checkpoint_is_found_whatever_lies_above_it(
     assert [path.name for path in tmp_path.iterdir()] == ["epoch-00002"]
 
 
-def test_a_full_disk_is_said_and_leaves_the_older_checkpoint(
-    course: TrainState, tmp_path: Path, small_files_only: None
-) -> None:
+def test_a_full_disk_is_said_and_leaves_the_older_checkpoint(course: TrainState, tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, "a")
     small = replace(course, network={}, best={}, optimizer={}, history=course.history[:1])
     checkpoints.save(small)
-    with pytest.raises(StepError, match=r"epoch-00004 cannot be written: .*free some space"):
+    refused = pytest.raises(StepError, match=r"epoch-00004 cannot be written: .*free some space")
+    with files_of_at_most(65536), refused:
         checkpoints.save(course)
     assert [path.name for path in tmp_path.iterdir()] == ["epoch-00001"]
     assert checkpoints.newest().next_epoch == 1
-
-
-@pytest.fixture
-def small_files_only() -> Iterator[None]:
-    """The kernel refuses to let any file of this process grow above 64 KiB, as a full disk would."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    signal.signal(signal.SIGXFSZ, before)
 
 
 def test_a_record_is_one_line_of_json(course: TrainState) -> None:
