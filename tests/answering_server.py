@@ -27,8 +27,10 @@ class Handler(BaseHTTPRequestHandler):
             behave = next(self.server.behaviours)
         behave(self)
 
-    def send(self, status: int, body: bytes) -> None:
+    def send(self, status: int, body: bytes, retry_after_s: int | None = None) -> None:
         self.send_response(status)
+        if retry_after_s is not None:
+            self.send_header("Retry-After", str(retry_after_s))
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -85,9 +87,10 @@ def says(content: str | Findings, finish_reason: str = "stop", after_s: float = 
     return behave
 
 
-def fails(status: int, message: str = "no") -> Behaviour:
+def fails(status: int, message: str = "no", retry_after_s: int | None = None) -> Behaviour:
     """Answer with an error."""
-    return lambda handler: handler.send(status, json.dumps({"error": {"message": message}}).encode())
+    body = json.dumps({"error": {"message": message}}).encode()
+    return lambda handler: handler.send(status, body, retry_after_s)
 
 
 def sends(body: bytes) -> Behaviour:

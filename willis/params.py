@@ -104,7 +104,10 @@ class ReportParams(Section):
     """Sampling temperature of the first attempt."""
     max_words: Whole = Field(60, ge=10, le=60, description="of the impression")
     max_attempts: Whole = Field(2, ge=1, le=5, description="a contradicting report is written again")
-    concurrency: Whole = Field(8, ge=1, description="reports in flight at once")
+    concurrency: Whole = Field(8, ge=1, description="reports in flight at once, per worker")
+    num_workers: Whole = Field(
+        0, ge=0, description="of Ray Data, which ask the servers; 0 asks from the step"
+    )
     max_tokens: Whole = Field(1024, ge=64, description="of a model's answer; a longer one is cut and refused")
     timeout_s: float = Field(60, gt=0, description="for one answer of the server")
     deadline_s: float = Field(180, gt=0, description="for one attempt with all its retries")

@@ -85,6 +85,13 @@ def test_the_deadline_ends_an_attempt_however_many_retries_are_left(study: Study
     assert len(server.requests) < 4
 
 
+def test_a_server_that_asks_for_patience_is_not_asked_before(study: Study) -> None:
+    patience = fails(429, "busy", retry_after_s=60)
+    reading, server = read(study, patience, says(RIGHT), deadline_s=2.0, num_retries=5)
+    assert reading.flagged and "no answer in time" in reading.reason
+    assert len(server.requests) == 1
+
+
 def test_trouble_that_stays_flags_the_study_with_its_reason(study: Study) -> None:
     reading, server = read(study, fails(500, "out of memory"))
     assert reading.report is None and reading.flagged

@@ -24,7 +24,13 @@ from openai import (
     OpenAIError,
 )
 from openai.types.chat import ChatCompletion
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_exponential_jitter,
+)
 
 from willis.errors import ReportError, ReportServerError, SettingsError
 from willis.params import ReportParams
@@ -85,7 +91,7 @@ class LanguageModelWriter:
         """Ask until there is an answer, the retries are used up, or the deadline is over."""
         retrying = AsyncRetrying(
             stop=stop_after_attempt(1 if self._down else 1 + self._params.num_retries),
-            wait=wait_exponential_jitter(_FIRST_WAIT_S, _LONGEST_WAIT_S, jitter=_FIRST_WAIT_S),
+            wait=_wait,
             retry=retry_if_exception(_may_pass),
             reraise=True,
         )
@@ -189,6 +195,14 @@ def _may_pass(error: BaseException) -> bool:
     if isinstance(error, APIStatusError):
         return error.status_code in _PASSING or error.status_code >= 500
     return isinstance(error, APIConnectionError | APIResponseValidationError | ValueError | TimeoutError)
+
+
+def _wait(state: RetryCallState) -> float:
+    """Back off, and for as long as the server asks by Retry-After."""
+    backoff = wait_exponential_jitter(_FIRST_WAIT_S, _LONGEST_WAIT_S, jitter=_FIRST_WAIT_S)(state)
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.response.headers.get("retry-after", "") if isinstance(error, APIStatusError) else ""
+    return max(backoff, float(asked)) if asked.isdigit() else backoff
 
 
 def _quoted(error: APIStatusError) -> str:

@@ -93,6 +93,18 @@ class ReportWriter(Protocol):
         ...
 
 
+class AttemptStore(Protocol):
+    """Where `read_study` finds and leaves attempts: a `ReportStore`, or what stands for it on a worker."""
+
+    def attempts(self, key: str, owner: str = "") -> dict[int, Attempt]:
+        """Return what is known under a key, by attempt number."""
+        ...
+
+    def add(self, key: str, owner: str, attempt: Attempt) -> None:
+        """Keep one attempt."""
+        ...
+
+
 @dataclass(frozen=True)
 class Reading:
     """What came of one study.
@@ -146,7 +158,7 @@ async def read_study(
     study: Study,
     writer: ReportWriter,
     *,
-    store: ReportStore | None = None,
+    store: AttemptStore | None = None,
     owner: str = "",
     max_attempts: int = 2,
 ) -> Reading:

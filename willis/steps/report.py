@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ from willis.settings import Settings
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
+
+Done = Callable[[int, Reading], None]
 
 _WORDS = (
     "patient_id",
@@ -61,7 +65,8 @@ def report(ingest: Path, out: Path, params: ReportParams, settings: Settings) ->
     """Write reports.parquet, a row per study in the order of studies.parquet, and report.json.
 
     Killed at any moment and started again, it goes on where it stopped: finished reports are in
-    `settings.report_store` and are not written again.
+    `settings.report_store` and are not written again. With `params.num_workers` the workers of a Ray cluster
+    ask the servers, else this process.
 
     Args:
         ingest: output of `ingest`.
@@ -72,6 +77,7 @@ def report(ingest: Path, out: Path, params: ReportParams, settings: Settings) ->
     Raises:
         StepError: `ingest` is not a finished output, or the writer is unknown.
         StoreError: the report store cannot be written.
+        RayError: no cluster answers.
     """
     studies = IngestedStudies.open(ingest)
     writer = writer_for(params, settings)
@@ -80,7 +86,13 @@ def report(ingest: Path, out: Path, params: ReportParams, settings: Settings) ->
     if writer is not None:
         with ReportStore(settings.report_store) as store:
             before = store.count()
-            _run(studies, writer, store, params, readings)
+            with _progress(len(studies), readings) as done:
+                if params.num_workers:
+                    from willis.reports.on_ray import read_on_ray
+
+                    read_on_ray(ingest, writer, store, params, settings, done)
+                else:
+                    _read_here(studies, writer, store, params, done)
             num_written = store.count() - before
     rows = [_row(place, studies.table, readings.get(place), params) for place in range(len(studies))]
     summary = _summarise(readings, writer, params, len(studies), num_written)
@@ -88,25 +100,27 @@ def report(ingest: Path, out: Path, params: ReportParams, settings: Settings) ->
     return summary
 
 
-def _run(
-    studies: IngestedStudies,
-    writer: ReportWriter,
-    store: ReportStore,
-    params: ReportParams,
-    readings: dict[int, Reading],
-) -> None:
+@contextmanager
+def _progress(num_studies: int, readings: dict[int, Reading]) -> Iterator[Done]:
+    """Show a bar, and yield what keeps a reading and moves the bar."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as progress:
-        task = progress.add_task("writing reports", total=len(studies))
+        task = progress.add_task("writing reports", total=num_studies)
 
         def done(place: int, reading: Reading) -> None:
             readings[place] = reading
             progress.advance(task)
 
-        owned = ((owner, studies.study(index)) for index, owner in enumerate(studies.arrays.patient_ids))
-        asyncio.run(read_studies(owned, writer, store, params, done))
+        yield done
+
+
+def _read_here(
+    studies: IngestedStudies, writer: ReportWriter, store: ReportStore, params: ReportParams, done: Done
+) -> None:
+    owned = ((owner, studies.study(index)) for index, owner in enumerate(studies.arrays.patient_ids))
+    asyncio.run(read_studies(owned, writer, store, params, done))
 
 
 def _row(

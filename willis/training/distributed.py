@@ -6,13 +6,10 @@ space) is written down, so that Ray does not try it again and the caller sees it
 """
 
 import json
-import logging
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, Protocol
 from uuid import uuid4
@@ -20,6 +17,7 @@ from uuid import uuid4
 import willis.errors
 from willis.errors import RayError, StepError, WillisError
 from willis.params import LoopParams
+from willis.ray_cluster import connected
 from willis.training.checkpoints import R
 from willis.training.loop import Tick, World
 
@@ -27,7 +25,6 @@ PROGRESS, FAILURE = "progress.json", "failure.json"
 # Ray Train runs the loop in a thread, to which glibc gives an arena of its own that hands large blocks back
 # after every step; in the main arena `loop.reuse_freed_memory` keeps them.
 WORKER_VARIABLES = {"MALLOC_ARENA_MAX": "1"}
-CONNECT_WITHIN_S = 5.0
 POLL_S = 0.25
 
 
@@ -74,49 +71,6 @@ def train_on_cluster(job: ClusterJob[R], out: Path, address: str, on_tick: Calla
                 on_tick(tick)
             running.result()
     _raise_recorded(out / FAILURE)
-
-
-@contextmanager
-def connected(address: str) -> Iterator[None]:
-    """Join a running cluster, and leave it afterwards if this process had not joined before.
-
-    Raises:
-        RayError: nothing answers at `address`.
-    """
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    _check_reachable(address)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-    except (ConnectionError, RuntimeError, TimeoutError, OSError, ValueError) as error:
-        raise RayError(_no_cluster(address, str(error))) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _check_reachable(address: str) -> None:
-    """Ray itself waits a minute for a closed port."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_WITHIN_S).close()
-    except OSError as error:
-        raise RayError(_no_cluster(address, str(error))) from error
-
-
-def _no_cluster(address: str, reason: str) -> str:
-    first = (reason.strip() or "no reason given").splitlines()[0]
-    return (
-        f"no Ray cluster answers at {address!r}: {first}; "
-        "start one with `ray start --head` (`make demo` starts its own) or set WILLIS_RAY_ADDRESS"
-    )
 
 
 def check_size(params: LoopParams, address: str, step: str = "train") -> None:

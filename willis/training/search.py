@@ -18,7 +18,8 @@ from typing import Any
 
 from willis.errors import RayError
 from willis.params import TuneParams
-from willis.training.distributed import FAILURE, check_size, connected, write_whole
+from willis.ray_cluster import connected
+from willis.training.distributed import FAILURE, check_size, write_whole
 from willis.training.trial import (
     CHECKPOINTS,
     ENDED,
