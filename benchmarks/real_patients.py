@@ -24,7 +24,7 @@ from benchmarks.prepared import prepared
 from infra.local.source import source_of
 from willis.evaluation.folds import TASK, evaluate_folds
 from willis.evaluation.results import FoldsResult
-from willis.params import load_params
+from willis.params import ReportParams, load_params
 
 
 def main() -> None:
@@ -46,8 +46,9 @@ def main() -> None:
 
 
 def measure(data: Path, work: Path, params_file: Path, repeats: int) -> FoldsResult:
-    """Bring the patients to arrays and a training table, once, and cross-validate."""
-    source = source_of(f"soop:{data}", work, load_params(params_file))
+    """Bring the patients to arrays and a training table once, facts as reports, and cross-validate."""
+    params = load_params(params_file).model_copy(update={"report": ReportParams(writer="facts")})
+    source = source_of(f"soop:{data}", work, params)
     source.make()
     ingest, features = prepared(source.cohort, source.params, work / "prepared")
     return evaluate_folds(
