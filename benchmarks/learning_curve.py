@@ -139,25 +139,25 @@ class Curve:
     def _rows(self, cells: list[Cell]) -> Iterator[dict[str, object]]:
         outcome = np.array([self.patients.outcome[patient] for patient in self.patients.tested])
         counts = bootstrap_counts(outcome.size, NUM_BOOTSTRAP, seed=7)
+        reference = self.arms[0].name
         for task, subset in dict.fromkeys((cell.task, cell.subset) for cell in cells):
-            runs = {
-                arm.name: [c for c in cells if (c.task, c.subset, c.arm) == (task, subset, arm.name)]
-                for arm in self.arms
-            }
-            found = {name: self._mean_area(own, outcome, counts) for name, own in runs.items()}
-            reference, *others = found
-            (base, base_draws), paired = found[reference], {}
-            for name in others:
-                value, draws = found[name]
-                paired[f"{name} over {reference}"] = (value - base, draws - base_draws)
-            for model, (value, draws) in (found | paired).items():
-                it = percentile_interval(value, draws, CONFIDENCE)
-                yield {
-                    "task": task, "model": model, "subset": subset,
-                    "metric": "auc" if model in found else "auc_lead",
-                    "mean": it.value, "low": it.low, "high": it.high, "num_patients": outcome.size,
-                    "seconds": sum(self._record(c)["seconds"] for c in runs[model.partition(" over ")[0]]),
-                }  # fmt: skip
+            common = {"task": task, "subset": subset, "num_patients": outcome.size}
+            areas: dict[str, tuple[float, Numbers]] = {}
+            for arm in self.arms:
+                own = [
+                    cell for cell in cells if (cell.task, cell.subset, cell.arm) == (task, subset, arm.name)
+                ]
+                value, draws = areas[arm.name] = self._mean_area(own, outcome, counts)
+                seconds = sum(self._record(cell)["seconds"] for cell in own)
+                yield (
+                    common
+                    | {"model": arm.name, "metric": "auc", "seconds": seconds}
+                    | _interval(value, draws)
+                )
+            base, base_draws = areas.pop(reference)
+            for name, (value, draws) in areas.items():
+                lead = {"model": f"{name} over {reference}", "metric": "auc_lead"}
+                yield common | lead | _interval(value - base, draws - base_draws)
 
     def _mean_area(self, runs: list[Cell], outcome: Numbers, counts: Numbers) -> tuple[float, Numbers]:
         """Mean AUC over seeds, and the same in every resample of patients."""
@@ -195,6 +195,11 @@ class Curve:
     def _record(self, cell: Cell) -> dict[str, float]:
         found: dict[str, float] = json.loads(self._path(cell).with_suffix(".json").read_text())
         return found
+
+
+def _interval(value: float, draws: Numbers) -> dict[str, object]:
+    it = percentile_interval(value, draws, CONFIDENCE)
+    return {"mean": it.value, "low": it.low, "high": it.high}
 
 
 def make_cohort(params: Params, arguments: argparse.Namespace) -> Path:

@@ -6,13 +6,16 @@ Makes a cohort (purpose benchmark; other seeds and other scanners than those the
 from), ingests it, serves `report.model` with vLLM, and asks it twice about every study: with the pictures
 alone, and with the measured facts in the prompt. First attempts alone count. Read from the pictures, a
 report is held against the truth; told the facts, against what it was told. Intervals are Wilson's.
+
+Then the speed (benchmarks/report_speed.py): our writer against vLLM's own client on the same server, guided
+decoding against free, `transformers.generate` in the server's absence, and the server's peak memory.
 """
 
 import argparse
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,28 +25,28 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import binomtest
 
+from benchmarks.prepared import ingested
+from benchmarks.report_speed import peak_memory_gb, rates, transformers_rate
 from infra.local.processes import free_port
-from infra.local.stages import folder_made, key_of
 from willis.cohort.lesions import GRID
 from willis.cohort.synthetic import SPACE, TRUTH, synthesise
 from willis.imaging import lesion as lesions
 from willis.imaging.lesion import Facts, Signals
 from willis.imaging.territory import default_map
 from willis.params import CohortParams, Params, ReportParams, load_params
-from willis.provenance import code_digest, cohort_digest
 from willis.reports.client import LanguageModelWriter
 from willis.reports.grounding import ground
 from willis.reports.measured import measured_findings
 from willis.reports.schema import Findings, volume_band
-from willis.reports.server import serving
+from willis.reports.server import server_process
 from willis.reports.studies import IngestedStudies
-from willis.reports.writer import Reading, read_study
-from willis.settings import settings
-from willis.steps.ingest import ingest
+from willis.reports.writer import Reading, Study, read_study
+from willis.settings import Settings, settings
 
 SEED = 4711
 WITHOUT_INFARCT = 0.3
 CONFIDENCE = 0.95
+NUM_TIMED, ROUNDS = 64, 3
 MODES = {"images": False, "facts": True}
 Right = Callable[[Findings, Facts], bool]
 
@@ -93,17 +96,9 @@ def prepare(params: Params, work: Path, num_patients: int) -> tuple[IngestedStud
     cohort = work / f"cohort-{num_patients}"
     asked = {"num_patients": num_patients, "seed": SEED, "without_infarct": WITHOUT_INFARCT}
     synthesise(cohort, CohortParams.model_validate(asked), purpose="benchmark")
-    out = work / f"ingest-{num_patients}"
-    key = key_of(cohort_digest(cohort), params.ingest.model_dump(), code_digest("ingest"))
-    folder_made(out, key, lambda: _ingest(cohort, out, params))
-    studies = IngestedStudies.open(out / "ingest")
+    studies = IngestedStudies.open(ingested(cohort, params, work / f"arrays-{num_patients}"))
     patients = studies.table["patient_id"].astype(str)
     return studies, [true_facts(cohort, patient) for patient in patients]
-
-
-def _ingest(cohort: Path, out: Path, params: Params) -> None:
-    out.mkdir(parents=True)
-    ingest(cohort, out / "ingest", params.ingest)
 
 
 def true_facts(cohort: Path, patient: str) -> Facts:
@@ -118,27 +113,61 @@ def measure(
     studies: IngestedStudies, truth: list[Facts], params: ReportParams, work: Path
 ) -> list[dict[str, object]]:
     """Serve the model, let it read every study in both modes, and count."""
-    given = settings().model_copy(update={"report_url": f"http://127.0.0.1:{free_port()}/v1"})
+    url = f"http://127.0.0.1:{free_port()}/v1"
+    # Rounds ask the same again; what vLLM remembers of a prompt would make the later ones too fast.
+    options = f"{settings().vllm_options} --no-enable-prefix-caching"
+    given = settings().model_copy(update={"report_url": url, "vllm_options": options})
     rows: list[dict[str, object]] = []
+    views = [studies.study(index) for index in range(len(studies))]
     Console(stderr=True).print("starting vLLM, about a minute ...")
-    with serving(params, given, log=work / "vllm.log"):
+    with server_process(params, given, log=work / "vllm.log") as process:
         for mode, told in MODES.items():
             writer = LanguageModelWriter(params.model_copy(update={"facts_in_prompt": told}), given)
             started = time.perf_counter()
-            readings = asyncio.run(_read_all(studies, writer, params.concurrency, mode))
+            readings = asyncio.run(_read_all(views, writer, params.concurrency, mode))
             seconds = time.perf_counter() - started
             counts = _told(readings, studies) if told else _read(readings, truth)
             rows += [
                 count.row("reading", writer.model, mode, seconds) for count in [*counts, _valid(readings)]
             ]
-            rows.append(_speed(writer.model, mode, len(studies), seconds))
+            rows.append(_row("speed", writer.model, mode, "reports_per_s", len(views) / seconds, len(views)))
             if not told:
                 rows.append(_shuffled(readings, studies).row("shuffled", writer.model, mode, seconds))
+        rows += _rates(studies, params, given, work)
+        rows.append(_row("memory", writer.model, "server", "peak_gb", peak_memory_gb(process), 1))
+    timed = _timed(studies)
+    rate = transformers_rate(timed, params)
+    rows.append(_row("speed", writer.model, "transformers", "reports_per_s", rate, len(timed)))
     return rows
 
 
+def _timed(studies: IngestedStudies) -> list[Study]:
+    return [studies.study(index) for index in range(min(NUM_TIMED, len(studies)))]
+
+
+def _rates(
+    studies: IngestedStudies, params: ReportParams, given: Settings, work: Path
+) -> list[dict[str, object]]:
+    """Reports per second of each way to ask, and the two ratios that count."""
+    told, timed = params.model_copy(update={"facts_in_prompt": True}), _timed(studies)
+    writer = LanguageModelWriter(told, given)
+
+    def write_all() -> None:
+        asyncio.run(_read_all(timed, writer, told.concurrency, "timed"))
+
+    found = rates(timed, told, given, work, write_all, ROUNDS)
+    ratios = {
+        "writer_over_client": found["writer"] / found["client"],
+        "guided_over_free": found["client"] / found["free"],
+    }
+    return [
+        *(_row("speed", writer.model, way, "reports_per_s", rate, len(timed)) for way, rate in found.items()),
+        *(_row("speed", writer.model, "ratio", name, ratio, len(timed)) for name, ratio in ratios.items()),
+    ]
+
+
 async def _read_all(
-    studies: IngestedStudies, writer: LanguageModelWriter, concurrency: int, mode: str
+    studies: Sequence[Study], writer: LanguageModelWriter, concurrency: int, mode: str
 ) -> list[Reading]:
     """One attempt per study; nothing is stored, so that speed is the model's."""
     from rich.progress import track
@@ -148,7 +177,7 @@ async def _read_all(
 
     async def work() -> None:
         for index in queue:
-            readings[index] = await read_study(studies.study(index), writer, max_attempts=1)
+            readings[index] = await read_study(studies[index], writer, max_attempts=1)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(concurrency):
@@ -218,10 +247,10 @@ def _shuffled(readings: list[Reading], studies: IngestedStudies) -> Count:
     return Count("caught", caught, total)
 
 
-def _speed(model: str, mode: str, num: int, seconds: float) -> dict[str, object]:
+def _row(task: str, model: str, subset: str, metric: str, value: float, num: int) -> dict[str, object]:
     return {
-        "task": "speed", "model": model, "subset": mode, "metric": "reports_per_s", "mean": num / seconds,
-        "low": None, "high": None, "num_patients": num, "seconds": seconds,
+        "task": task, "model": model, "subset": subset, "metric": metric, "mean": value,
+        "low": None, "high": None, "num_patients": num,
     }  # fmt: skip
 
 

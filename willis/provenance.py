@@ -31,6 +31,8 @@ GRAPH: dict[str, tuple[str, ...]] = {
 
 RECORD, INPUTS = "steps.json", "run.json"
 DEFINITIONS = "feature_repo/features.py"
+READER = "willis/reports/reader"
+READER_FOLDER = Path(__file__).parent / "reports" / "reader"
 DEFAULT_PARAMS = Path("params.yaml")
 Sections = dict[str, dict[str, Any]]
 
@@ -97,11 +99,19 @@ def module_digests(module: str) -> dict[str, str]:
 def code_digests(step: str) -> dict[str, str]:
     """Digests of the code behind a step: a name of `GRAPH`, or `deploy` or `monitor`.
 
-    Beside the library's modules, `featurize` reaches Feast's definitions, which are loaded by their path.
+    Beside the library's modules, `featurize` reaches Feast's definitions and `report` the packaged reader,
+    which are loaded by their paths.
     """
-    definitions = settings().feature_repo / "features.py"
-    loaded = {DEFINITIONS: _file_digest(definitions)} if step == "featurize" else {}
-    return module_digests(f"willis.steps.{step}") | loaded
+    return module_digests(f"willis.steps.{step}") | _loaded(step)
+
+
+def _loaded(step: str) -> dict[str, str]:
+    if step == "featurize":
+        return {DEFINITIONS: _file_digest(settings().feature_repo / "features.py")}
+    if step == "report":
+        files = sorted(path for path in READER_FOLDER.glob("*") if path.suffix != ".md")
+        return {f"{READER}/{path.name}": _file_digest(path) for path in files}
+    return {}
 
 
 def code_digest(step: str) -> str:

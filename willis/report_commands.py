@@ -36,7 +36,7 @@ def reports_train_reader(
     studies_dir: Annotated[
         Path, typer.Option("--studies-dir", help="Where rendered studies are kept, to go on after a stop.")
     ] = Path("build/reader/studies"),
-    studies: Annotated[int, typer.Option(min=16, help="How many synthetic studies to train on.")] = 1600,
+    studies: Annotated[int, typer.Option(min=16, help="How many synthetic studies to train on.")] = 2000,
     seed: Annotated[int, typer.Option(help="Of studies, weights and order.")] = 20260,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,

@@ -1,9 +1,6 @@
 """The stages of the demo in their order; each reads what earlier ones left on disk."""
 
 import os
-import secrets
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +8,7 @@ from typing import TYPE_CHECKING
 from infra.local.calls import stream_calls
 from infra.local.cost import Meter
 from infra.local.page import write_page
-from infra.local.ray_head import ray_head
+from infra.local.servers import Servers, servers
 from infra.local.source import LastSource, Source, atlas_of
 from infra.local.stages import done, key_of, remember, write_whole
 from infra.local.stream import StreamRun, send_stream
@@ -45,9 +42,9 @@ def run_circle(source: Source, root: Path, journal: "Journal", meter: Meter) -> 
     with journal.stage("cohort") as cached:
         cached(source.make())
     use_atlas(atlas_of(source.cohort))
-    with _ray_when_asked(root) as ray:
-        steps = _pipeline(source, root, journal, ray)
-        streams = _streams(source, root, steps, journal, ray)
+    with servers(root) as up:
+        steps = _pipeline(source, root, journal, up)
+        streams = _streams(source, root, steps, journal, up)
     windows = {name: _window(source, root, name, stream, journal) for name, stream in streams.items()}
     circle = Circle(source, root, steps, streams, windows)
     _remember_source(source, root, steps)
@@ -68,30 +65,7 @@ def use_atlas(atlas: Path | None) -> None:
         settings.cache_clear()
 
 
-class _Ray:
-    """The node is started by the first stage that needs it, and not at all when everything is done."""
-
-    def __init__(self, root: Path, stack: ExitStack) -> None:
-        self._root, self._stack, self._up = root, stack, False
-
-    def ensure(self) -> None:
-        if self._up:
-            return
-        started = ray_head(self._root / "logs" / "ray.log", token=secrets.token_hex(32))
-        os.environ.update(self._stack.enter_context(started).variables())
-        from willis.settings import settings
-
-        settings.cache_clear()
-        self._up = True
-
-
-@contextmanager
-def _ray_when_asked(root: Path) -> Iterator[_Ray]:
-    with ExitStack() as stack:
-        yield _Ray(root, stack)
-
-
-def _pipeline(source: Source, root: Path, journal: "Journal", ray: _Ray) -> dict[str, StepRun]:
+def _pipeline(source: Source, root: Path, journal: "Journal", up: Servers) -> dict[str, StepRun]:
     from infra.local.demo import console
 
     on_ray = {"train"} if source.params.pretrain.method == "none" else {"pretrain", "train"}
@@ -100,7 +74,10 @@ def _pipeline(source: Source, root: Path, journal: "Journal", ray: _Ray) -> dict
         def follow(step: str, state: str) -> None:
             if step in on_ray and state == "running":
                 status.update("starting Ray ...")
-                ray.ensure()
+                up.ray()
+            if step == "report" and state == "running":
+                status.update("starting the report writer ...")
+                up.reader(source.params.report)
             status.update(f"{step}: {state} ...")
 
         steps = run_training(source.cohort, source.params, root / "pipeline", follow)
@@ -110,12 +87,14 @@ def _pipeline(source: Source, root: Path, journal: "Journal", ray: _Ray) -> dict
 
 
 def _streams(
-    source: Source, root: Path, steps: dict[str, StepRun], journal: "Journal", ray: _Ray
+    source: Source, root: Path, steps: dict[str, StepRun], journal: "Journal", up: Servers
 ) -> dict[str, StreamRun | None]:
     key = key_of(
         steps["promote"].output.joinpath("promotion.json").read_text(),
         source.params.deploy.model_dump(),
+        source.params.report.model_dump(),
         code_digest("deploy"),
+        code_digest("report"),
         module_digests("willis.casework"),
     )
     recorded = {name: done(_record(root, name), key, StreamRun) for name in source.streams}
@@ -123,7 +102,8 @@ def _streams(
         for name in ("deploy", *(f"stream {stream}" for stream in source.streams)):
             journal.add(name, 0.0, True)
         return recorded
-    ray.ensure()
+    up.reader(source.params.report)
+    up.ray()
     with journal.stage("deploy"):
         url = _deploy(source, steps["promote"].output)
     return {name: _stream(source, root, name, key, url, steps, journal) for name in source.streams}

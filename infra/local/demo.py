@@ -78,6 +78,7 @@ def configure(root: Path) -> None:
         "WILLIS_METRICS_DIR": root / "metrics",
         "WILLIS_REPORT_STORE": root / "reports.sqlite",
         "WILLIS_FEATURE_REPO": REPOSITORY / "feature_repo",
+        "WILLIS_VLLM_PYTHON": REPOSITORY / ".venv-vllm" / "bin" / "python",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, str(value))

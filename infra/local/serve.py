@@ -1,8 +1,6 @@
 """`make serve`: the endpoint of the last demo, and a curl line that works as pasted."""
 
 import argparse
-import os
-import secrets
 import shlex
 import signal
 import sys
@@ -54,15 +52,15 @@ def _serve(root: Path) -> None:
 
 
 def _until_stopped(root: Path, last: LastSource) -> None:
-    from infra.local.ray_head import ray_head
+    from infra.local.servers import servers
     from willis.settings import settings
     from willis.steps.deploy import deploy
 
-    started = ray_head(root / "logs" / "ray.log", token=secrets.token_hex(32))
-    with console.status("starting Ray and the endpoint ..."), started as head:
-        os.environ.update(head.variables())
-        settings.cache_clear()
-        params = last.params
+    params = last.params
+    with servers(root) as up:
+        up.reader(params.report)
+        with console.status("starting Ray ..."):
+            up.ray()
         service = deploy(None, params.deploy, settings(), params.ingest, params.report)
         console.print(f"bundle {service.version} answers at {service.url}; Ctrl-C stops it. Try:\n")
         print(curl_line(service.url, root, last), flush=True)

@@ -29,6 +29,16 @@ class CohortPart(Part):
     dvc_md5: str
 
 
+class ReportsPart(Part):
+    """Who wrote the reports, and how they stand beside what was measured."""
+
+    writer: str
+    model: str | None
+    num_reports: int
+    num_flagged: int
+    mean_grounding: float | None
+
+
 class TrainingPart(Part):
     """The training run."""
 
@@ -78,6 +88,7 @@ class Summary(Part):
 
     notice: str = "For research only; not for diagnosis. Synthetic lesions unless the title says otherwise."
     cohort: CohortPart
+    reports: ReportsPart
     training: TrainingPart
     evaluation: EvaluationPart
     bundle: BundlePart
@@ -94,6 +105,10 @@ class Summary(Part):
         table = Table(show_header=False, box=None, title="\nThe circle")
         table.add_row("patients", f"{self.cohort.num_patients}: {self.cohort.title}")
         table.add_row("data version", self.cohort.dvc_md5)
+        r = self.reports
+        grounding = "" if r.mean_grounding is None else f", grounding {r.mean_grounding:.2f}"
+        told = f"{r.num_reports} by {r.model or r.writer}, {r.num_flagged} flagged{grounding}"
+        table.add_row("reports", told)
         table.add_row("AUC on test", f"{e.auc:.3f} [{e.auc_low:.3f}, {e.auc_high:.3f}], n = {e.num_patients}")
         ceiling = f"{e.ceiling:.3f} (the true probability, same patients)" if e.ceiling else "unknown"
         table.add_row("ceiling", ceiling)
@@ -126,11 +141,13 @@ class Summary(Part):
 def summarise(circle: "Circle", stages: dict[str, StageRun], page: Path, cost: Cost) -> Summary:
     """Collect the summary from the files that the steps wrote."""
     from willis.steps.promote import Promotion
+    from willis.steps.report import ReportSummary
     from willis.steps.train import TrainSummary
     from willis.steps.version import CohortVersion
 
     out = {name: step.output for name, step in circle.steps.items()}
     version = CohortVersion.model_validate_json((out["version"] / "version.json").read_text())
+    reports = ReportSummary.model_validate_json((out["report"] / "report.json").read_text())
     training = TrainSummary.model_validate_json((out["train"] / "train.json").read_text())
     promotion = Promotion.model_validate_json((out["promote"] / "promotion.json").read_text())
     evaluation = read_evaluation(out["evaluate"])
@@ -138,6 +155,7 @@ def summarise(circle: "Circle", stages: dict[str, StageRun], page: Path, cost: C
         cohort=CohortPart(
             title=circle.source.title, num_patients=_num_patients(out["ingest"]), dvc_md5=version.md5
         ),
+        reports=ReportsPart.model_validate(reports.model_dump(include=set(ReportsPart.model_fields))),
         training=TrainingPart(num_workers=training.num_workers, epochs=training.epochs),
         evaluation=_evaluation(evaluation),
         bundle=BundlePart(version=promotion.version, moved=promotion.moved, reason=promotion.reason),

@@ -61,7 +61,7 @@ def test_a_dvc_stage_is_named_after_its_params_section_and_command(repository: P
 
 def _source_of(module: str, repository: Path) -> Path:
     """Where a name of `code_digests` lies: a module, or a file by its path."""
-    if module.endswith(".py"):
+    if "/" in module:
         return Path(module)
     path = Path(*module.split("."))
     return path / "__init__.py" if (repository / path).is_dir() else path.with_suffix(".py")

@@ -14,6 +14,7 @@ import pytest
 from pipelines.local import ANSI
 from tests.fixtures.demo import NUM_PATIENTS, NUM_STREAM, Demo, demo_command, demo_environment
 from tests.fixtures.processes import left_behind
+from tests.fixtures.vllm import ServedReader
 from willis.provenance import GRAPH
 
 if TYPE_CHECKING:
@@ -33,6 +34,14 @@ def test_the_summary_holds_what_the_readme_promises(demo: Demo) -> None:
     assert evaluation["baselines"]
     assert len(summary["bundle"]["version"]) == 16
     assert set(GRAPH) <= set(summary["steps"])
+
+
+def test_the_packaged_reader_wrote_every_report_on_vllm(demo: Demo) -> None:
+    summary = demo.summary()
+    reports = summary["reports"]
+    assert (reports["writer"], reports["num_reports"]) == ("llm", summary["cohort"]["num_patients"])
+    assert reports["model"].startswith("willis-reader@")
+    assert reports["mean_grounding"] > 0.95
 
 
 def test_no_result_exceeds_its_ceiling_by_more_than_chance(demo: Demo) -> None:
@@ -104,11 +113,11 @@ def test_a_prediction_leads_back_to_the_data_version(demo: Demo) -> None:
     assert summary["cohort"]["dvc_md5"] in found.stdout
 
 
-def test_the_curl_line_of_make_serve_works_as_pasted(demo: Demo) -> None:
+def test_the_curl_line_of_make_serve_works_as_pasted(demo: Demo, served_reader: ServedReader) -> None:
     serve = subprocess.Popen(
         [sys.executable, "-m", "infra.local.serve", "--root", str(demo.root)],
         cwd=REPOSITORY,
-        env=demo_environment(demo.port),
+        env=demo_environment(demo.port) | served_reader.variables(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -126,13 +135,15 @@ def test_the_curl_line_of_make_serve_works_as_pasted(demo: Demo) -> None:
     assert left_behind(demo.root) == []
 
 
-def test_after_a_kill_nothing_is_left_and_the_next_run_goes_on(demo: Demo, tmp_path: Path) -> None:
+def test_after_a_kill_nothing_is_left_and_the_next_run_goes_on(
+    demo: Demo, served_reader: ServedReader, tmp_path: Path
+) -> None:
     params = tmp_path / "params.yaml"
     params.write_text(demo.params.read_text().replace("epochs: 4", "epochs: 3"))
     killed = subprocess.Popen(
         demo_command(demo.root, params),
         cwd=REPOSITORY,
-        env=demo_environment(demo.port),
+        env=demo_environment(demo.port) | served_reader.variables(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -140,7 +151,7 @@ def test_after_a_kill_nothing_is_left_and_the_next_run_goes_on(demo: Demo, tmp_p
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     again = Demo(demo.root, params, demo.port, "")
-    again.run()
+    again.run(environment=served_reader.variables())
     steps = again.summary()["steps"]
     cached = {name: steps[name]["cached"] for name in GRAPH}
     assert cached == {name: name not in ("train", "evaluate", "promote") for name in GRAPH}

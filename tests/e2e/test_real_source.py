@@ -17,7 +17,7 @@ def test_the_circle_closes_on_real_patients_and_says_what_they_cannot_have(
     some_soop: Path, tmp_path: Path
 ) -> None:
     root, params = tmp_path / "demo", tmp_path / "params.yaml"
-    params.write_text(SMALL.replace("epochs: 4", "epochs: 2"))
+    params.write_text(SMALL.replace("epochs: 4", "epochs: 2").replace("writer: llm", "writer: facts"))
     run_demo(root, params, free_port(), "--data", f"soop:{some_soop}")
     summary = json.loads((root / "summary.json").read_text())
     assert summary["cohort"]["num_patients"] == NUM_LABELLED + NUM_OTHERS

@@ -33,6 +33,7 @@ SMALL: dict[str, dict[str, object]] = {
         "spacing_mm": [4.0, 4.0, 8.0], "shape": [44, 52, 20], "num_workers": 2,
         "splits": {"train": 0.35, "validation": 0.2, "calibration": 0.15, "test": 0.3},
     },
+    "report": {"writer": "facts"},
     "train": {
         "epochs": 1, "batch_size": 8, "width": 16, "contrast_width": 8, "fusion_heads": 2, "num_workers": 1
     },

@@ -1,4 +1,4 @@
-"""The stages of the demo: Ray is started for training alone, and `why` knows what the source had adapted."""
+"""The stages of the demo: which servers a step starts, and that `why` knows what the source had adapted."""
 
 from argparse import Namespace
 from collections.abc import Callable
@@ -10,21 +10,25 @@ from infra.local import circle, demo
 from infra.local.demo import Journal
 from infra.local.source import Source, source_of
 from pipelines.local import StepRun
-from willis.params import Params
+from willis.params import Params, ReportParams
 from willis.provenance import GRAPH, cohort_digest, explain, record_step
 
 
-class _Counted:
-    """Stands for the Ray node; counts how often it was asked for."""
+class _Asked:
+    """Stands for the servers; notes which were asked for."""
 
-    asked = 0
+    def __init__(self) -> None:
+        self.names: list[str] = []
 
-    def ensure(self) -> None:
-        self.asked += 1
+    def ray(self) -> None:
+        self.names.append("ray")
+
+    def reader(self, _: ReportParams) -> None:
+        self.names.append("reader")
 
 
-def _asked_when(state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    """How often Ray is asked for when every step reports this state."""
+def _asked_when(state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which servers are asked for when every step reports this state."""
 
     def run(_: Path, __: Params, ___: Path, on_step: Callable[[str, str], None]) -> dict[str, StepRun]:
         for step in GRAPH:
@@ -32,18 +36,20 @@ def _asked_when(state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         return {step: StepRun(1.0, state == "cached", tmp_path) for step in GRAPH}
 
     monkeypatch.setattr(circle, "run_training", run)
-    ray = _Counted()
+    up = _Asked()
     source = source_of("synthetic", tmp_path, Params())
-    circle._pipeline(source, tmp_path, Journal(), ray)  # type: ignore[arg-type]
-    return ray.asked
+    circle._pipeline(source, tmp_path, Journal(), up)  # type: ignore[arg-type]
+    return up.names
 
 
-def test_training_starts_ray_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _asked_when("running", tmp_path, monkeypatch) == 1
+def test_the_reports_start_the_reader_and_training_starts_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _asked_when("running", tmp_path, monkeypatch) == ["reader", "ray"]
 
 
-def test_steps_from_the_cache_start_no_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _asked_when("cached", tmp_path, monkeypatch) == 0
+def test_steps_from_the_cache_start_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _asked_when("cached", tmp_path, monkeypatch) == []
 
 
 class _StopError(Exception):

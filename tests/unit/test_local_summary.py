@@ -22,6 +22,7 @@ from willis.cohort.bids import StudyFiles
 from willis.cohort.schema import ClinicalRow
 from willis.params import Params, TrainParams
 from willis.steps.promote import Promotion
+from willis.steps.report import ReportSummary
 from willis.steps.train import TrainSummary
 from willis.steps.version import CohortVersion
 
@@ -29,6 +30,11 @@ NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 VERSION = CohortVersion(
     md5="abc.dir", size_bytes=1, num_files=1, git_revision=None, git_dirty=False, remote="here", pushed=True,
     num_pushed=1,
+)  # fmt: skip
+REPORTED = ReportSummary(
+    writer="llm", model="reader@1", prompt_hash="h", num_studies=2, num_reports=2, num_written=2,
+    num_flagged=1, num_first_attempts=2, mean_grounding=0.75, num_hallucinations=0, num_omissions=0,
+    num_self_contradictions=0,
 )  # fmt: skip
 TRAINED = TrainSummary(
     num_workers=2, epochs=3, best_epoch=2, best_val_auc=0.7, best_val_loss=0.5, num_parameters=1,
@@ -49,6 +55,7 @@ def circle(tmp_path: Path) -> Circle:
     """Finished steps on a BIDS tree; the promoted candidate was refused, an older bundle answered."""
     records = {
         "version": ("version.json", VERSION),
+        "report": ("report.json", REPORTED),
         "train": ("train.json", TRAINED),
         "promote": ("promotion.json", Promotion(version="new", alias="champion", moved=False, reason="no")),
         "evaluate": ("evaluation.json", an_evaluation(scores=tuple(
@@ -120,3 +127,9 @@ def test_a_stream_names_the_bundle_of_its_answers(url: str) -> None:
     calls = [Call(StudyFiles("sub-1", "sub-1"), ClinicalRow(age=70), None, None)] * 3
     run = send_stream(url, calls)
     assert (run.bundle_version, run.num_predictions, run.num_outcomes) == ("that answered", 3, 0)
+
+
+def test_the_summary_says_who_wrote_the_reports(circle: Circle) -> None:
+    reports = summary_of(circle).reports
+    assert (reports.model, reports.num_reports, reports.num_flagged) == ("reader@1", 2, 1)
+    assert reports.mean_grounding == 0.75

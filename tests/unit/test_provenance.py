@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from willis import provenance
 from willis.errors import ParamsError
 from willis.params import Params, parse_section
 from willis.provenance import (
@@ -90,6 +91,26 @@ def test_an_edit_of_the_feature_definitions_changes_featurize_alone(definitions:
     before = {step: code_digest(step) for step in GRAPH}
     definitions.write_text("TTL = 31\n")
     assert {step for step in GRAPH if code_digest(step) != before[step]} == {"featurize"}
+
+
+def test_another_model_or_prompt_runs_the_reports_again_and_what_reads_them(finished: Path) -> None:
+    params = parse_section(Params, {"report": {"model": "google/medgemma-1.5-4b-it"}}, "params.yaml")
+    assert {step for step in GRAPH if why(step, params, finished).done} == {"version", "ingest", "pretrain"}
+    assert {step for step in GRAPH if "willis.reports.prompt" in code_digests(step)} == {"report"}
+
+
+def test_other_weights_of_the_packaged_reader_change_report_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provenance, "READER_FOLDER", tmp_path)
+    weights, card = tmp_path / "model.safetensors", tmp_path / "README.md"
+    weights.write_bytes(b"one")
+    before = {step: code_digest(step) for step in GRAPH}
+    weights.write_bytes(b"two")
+    assert {step for step in GRAPH if code_digest(step) != before[step]} == {"report"}
+    before = {step: code_digest(step) for step in GRAPH}
+    card.write_text("words")
+    assert {step for step in GRAPH if code_digest(step) != before[step]} == set()
 
 
 def test_the_seconds_of_the_last_run_are_kept(finished: Path) -> None:

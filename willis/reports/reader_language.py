@@ -63,7 +63,7 @@ _IGNORED = -100
 class LanguageParams(PartParams):
     """How the language model is trained."""
 
-    steps: int = 1800
+    steps: int = 1400
     batch_size: int = 32
 
 
@@ -232,9 +232,11 @@ class Language:
         hidden = self.model.model.text_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
         keep = wanted[:, 1:] != _IGNORED
         of_words = F.cross_entropy(self.model.lm_head(hidden[:, :-1][keep]), wanted[:, 1:][keep])
-        seen = [(row, s) for row, s in enumerate(samples) if s.volumes is not None]
-        before = torch.stack([hidden[row, len(s.prompt) - 1] for row, s in seen])
-        volumes = torch.stack([s.volumes for _, s in seen if s.volumes is not None])
+        seen = [(row, len(s.prompt) - 1, s.volumes) for row, s in enumerate(samples) if s.volumes is not None]
+        if not seen:
+            return of_words
+        before = torch.stack([hidden[row, last] for row, last, _ in seen])
+        volumes = torch.stack([volumes for _, _, volumes in seen])
         return of_words + VOLUME_WEIGHT * F.mse_loss(volume_head(before), log_volume(volumes))
 
     def embed(self, ids: Tensor, pictures: Tensor) -> Tensor:

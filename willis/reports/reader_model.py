@@ -26,7 +26,7 @@ FOLD = 7
 TOKENS_PER_PICTURE = (PICTURE_PX // PATCH_PX // FOLD) ** 2
 MAX_TOKENS = 2048
 VOCABULARY = 1024
-VISION_WIDTH, WIDTH = 64, 128
+VISION_WIDTH, WIDTH = 96, 128
 MEAN = SD = 0.5
 """Of the pixels, 0 to 1."""
 EMBEDDING_SD = 0.1
@@ -89,8 +89,8 @@ def new_reader(tokenizer: "Tokenizer") -> "Idefics3ForConditionalGeneration":
 
     token = special_ids(tokenizer)
     vision = {
-        "hidden_size": VISION_WIDTH, "intermediate_size": 128, "num_hidden_layers": 2,
-        "num_attention_heads": 2,
+        "hidden_size": VISION_WIDTH, "intermediate_size": 192, "num_hidden_layers": 2,
+        "num_attention_heads": 3,
         "image_size": PICTURE_PX, "patch_size": PATCH_PX,
     }  # fmt: skip
     text = {

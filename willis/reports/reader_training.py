@@ -33,6 +33,10 @@ PATTERNS = ((1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 0, 1), (1, 1, 0), (1, 0, 0), (0
 """Which of DWI, ADC and FLAIR are there; complete studies are the most frequent."""
 
 
+PATCH_FULL = 0.25
+"""A share from which a patch counts as full, so that a lesion of few pixels is not lost beside large ones."""
+
+
 @dataclass(frozen=True)
 class PartParams:
     """How one part of the reader is trained."""
@@ -119,11 +123,12 @@ class Eyes(nn.Module):
         return patches, self.connector(patches)
 
     def loss(self, pixels: Tensor, truth: Tensor, regions: Tensor) -> Tensor:
-        """Binary cross-entropy of each patch's shares, and squared error of log ml per token and region."""
+        """Cross-entropy of how full each patch is, and squared error of log ml per token and region."""
         patches, tokens = self.encode(pixels)
         shares = patch_shares(truth)
         volumes = region_volumes(truth, regions, self.num_regions)
-        of_patches = F.binary_cross_entropy_with_logits(self.patch_head(patches), shares)
+        filled = (shares / PATCH_FULL).clamp(max=1)
+        of_patches = F.binary_cross_entropy_with_logits(self.patch_head(patches), filled)
         return 10 * of_patches + F.mse_loss(self.token_head(tokens), log_volume(volumes))
 
 
@@ -198,12 +203,9 @@ def train_eyes(
 
 
 def _slice_batch(levels: Levels, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    injured, any_level = np.argwhere(levels.acute), np.argwhere(levels.visible)
-    chosen = np.concatenate([
-        injured[rng.integers(len(injured), size=size // 2)],
-        any_level[rng.integers(len(any_level), size=size - size // 2)],
-    ])  # fmt: skip
-    study, level = chosen.T
+    any_level = np.argwhere(levels.visible)
+    ordinary = any_level[rng.integers(len(any_level), size=size - size // 2)]
+    study, level = np.concatenate([_injured_levels(levels, size // 2, rng), ordinary]).T
     codes = levels.codes[study, level].copy()
     codes *= np.array(PATTERNS, np.uint8)[rng.integers(len(PATTERNS), size=size)][:, :, None, None]
     pixels = levels.pixels(codes)
@@ -213,6 +215,13 @@ def _slice_batch(levels: Levels, size: int, rng: np.random.Generator) -> tuple[T
     mirror = torch.from_numpy(rng.random(size) < 0.5).to(levels.device)
     pixels = torch.where(mirror[:, None, None, None], pixels.flip(-1), pixels)
     return pixels, torch.where(mirror[:, None, None], truth.flip(-1), truth), regions
+
+
+def _injured_levels(levels: Levels, size: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Draw infarcts, then a level of each: small ones, on few levels, count as much as large."""
+    study = rng.choice(np.flatnonzero(levels.acute.any(axis=1)), size)
+    level = (rng.random((size, levels.acute.shape[1])) * levels.acute[study]).argmax(axis=1)
+    return np.stack([study, level], axis=1)
 
 
 def _vary_light(pixels: Tensor, rng: np.random.Generator) -> Tensor:
