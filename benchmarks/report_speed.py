@@ -29,6 +29,14 @@ from willis.reports.writer import Study
 from willis.settings import Settings
 
 BATCH = 16
+# `vllm bench serve` itself looks for a distribution named vllm, which the CPU build is not.
+_BENCH_SERVE = """
+from vllm.benchmarks.serve import add_cli_args, main
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+parser = FlexibleArgumentParser()
+add_cli_args(parser)
+main(parser.parse_args())
+"""
 Rates = dict[str, float]
 
 
@@ -100,7 +108,7 @@ def _client(
     }
     words = [word for option in options.items() for word in option]
     flags = ["--disable-shuffle", "--disable-tqdm", "--save-result"]
-    command = [str(settings.vllm_python), "-m", "vllm.entrypoints.cli.main", "bench", "serve", *words, *flags]
+    command = [str(settings.vllm_python), "-c", _BENCH_SERVE, *words, *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"vLLM's client ended with {done.returncode}:\n{done.stderr[-3000:]}")

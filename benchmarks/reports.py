@@ -46,7 +46,7 @@ from willis.settings import Settings, settings
 SEED = 4711
 WITHOUT_INFARCT = 0.3
 CONFIDENCE = 0.95
-NUM_TIMED, ROUNDS = 64, 3
+NUM_TIMED, ROUNDS = 128, 3
 MODES = {"images": False, "facts": True}
 Right = Callable[[Findings, Facts], bool]
 

@@ -41,7 +41,7 @@ def test_the_packaged_reader_wrote_every_report_on_vllm(demo: Demo) -> None:
     reports = summary["reports"]
     assert (reports["writer"], reports["num_reports"]) == ("llm", summary["cohort"]["num_patients"])
     assert reports["model"].startswith("willis-reader@")
-    assert reports["mean_grounding"] > 0.95
+    assert reports["mean_grounding"] > 0.95 and reports["num_flagged"] < 0.05 * reports["num_reports"]
 
 
 def test_no_result_exceeds_its_ceiling_by_more_than_chance(demo: Demo) -> None:

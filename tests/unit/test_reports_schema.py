@@ -71,12 +71,15 @@ def test_an_impression_of_more_than_60_words_is_refused_with_the_count() -> None
         ("The left hemisphere", "not JSON|Invalid JSON"),
         ('{"laterality": "left"', "Invalid JSON"),
         ('{"territories": ["mca", "unknown"]}', "mixes 'unknown'"),
-        ('{"regions": ["insula", "insula"]}', "one value twice"),
     ],
 )
 def test_a_broken_answer_is_refused_and_names_the_place(answer: str, named: str) -> None:
     with pytest.raises(ReportError, match=named):
         parse_findings(answer)
+
+
+def test_a_region_that_is_named_twice_counts_once() -> None:
+    assert parse_findings('{"regions": ["insula", "thalamus", "insula"]}').regions == ("insula", "thalamus")
 
 
 def test_the_schema_for_guided_decoding_forbids_fields_of_its_own_invention() -> None:

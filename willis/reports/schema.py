@@ -82,11 +82,11 @@ class Findings(_Strict):
     @field_validator("territories", "regions")
     @classmethod
     def _known_or_not(cls, stated: tuple[str, ...]) -> tuple[str, ...]:
-        if "unknown" in stated and len(stated) > 1:
-            raise ValueError(f"{stated} mixes 'unknown' with known values")
-        if len(set(stated)) < len(stated):
-            raise ValueError(f"{stated} names one value twice")
-        return stated
+        # a model that names a region twice means it once
+        named = tuple(dict.fromkeys(stated))
+        if "unknown" in named and len(named) > 1:
+            raise ValueError(f"{named} mixes 'unknown' with known values")
+        return named
 
     @model_validator(mode="after")
     def _says_only_what_it_may(self) -> Self:
