@@ -101,7 +101,7 @@ def test_told_facts_are_repeated_to_the_digit_with_rare_exceptions(
     told = [*unseen.facts[1:], unseen.facts[0]]
     readings = _read(served_reader, unseen.codes, told, told=True)
     repeated = sum(_repeats(reading, facts) for reading, facts in zip(readings, told, strict=True))
-    # docs/reports.md: two territories at once and three-digit volumes are sometimes shortened
+    # docs/reports.md: of two territories the second is sometimes wrong
     assert repeated >= len(told) - 2
 
 

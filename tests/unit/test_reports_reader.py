@@ -6,17 +6,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from willis.imaging.lesion import Facts, Load
 from willis.params import ReportParams
+from willis.reports import reader_language
+from willis.reports.grounding import ground
 from willis.reports.prompt import prompt_parts
-from willis.reports.reader_language import Language, LanguageParams, corpus, mirror_facts
+from willis.reports.reader_language import (
+    EncodedStudy,
+    Language,
+    LanguageParams,
+    corpus,
+    invented_facts,
+    mirror_facts,
+)
 from willis.reports.reader_model import (
     IMAGE,
     MEAN,
     PATCH_PX,
     SD,
     TOKENS_PER_PICTURE,
+    WIDTH,
     new_reader,
     save_reader,
     train_tokenizer,
@@ -25,7 +37,7 @@ from willis.reports.reader_reports import report_json, target_report
 from willis.reports.reader_studies import ACUTE, OLD, WHITE, ReaderStudies, make_reader_studies
 from willis.reports.reader_training import EyesParams, Levels, patch_shares, region_volumes
 from willis.reports.schema import parse_findings
-from willis.reports.slices import PICTURE_PX, Picture
+from willis.reports.slices import PICTURE_PX, SHOWN, Picture
 from willis.reports.train_reader import train_reader
 from willis.reports.writer import Study
 
@@ -234,3 +246,39 @@ def test_a_training_run_leaves_a_folder_that_transformers_loads(tmp_path: Path) 
     assert AutoProcessor.from_pretrained(tmp_path / "reader").tokenizer.convert_tokens_to_ids(IMAGE) >= 0
     assert json.loads((tmp_path / "reader" / "training.json").read_text())["num_studies"] == 4
     assert "not for diagnosis" in (tmp_path / "reader" / "README.md").read_text()
+
+
+# ---- what the language is taught ----
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_invented_facts_agree_with_themselves(seed: int) -> None:
+    facts = invented_facts(np.random.default_rng(seed))
+    report = target_report(facts, FULL, "no", told=True)
+    found = ground(report, facts, FULL)
+    assert (found.contradictions, found.num_omissions, found.num_self_contradictions) == ((), 0, 0)
+
+
+def test_what_is_rare_in_studies_is_invented_often() -> None:
+    rng = np.random.default_rng(3)
+    invented = [invented_facts(rng) for _ in range(300)]
+    assert sum((facts.volume_ml or 0) >= 100 for facts in invented) > 30
+    assert sum(facts.territory == "multiple" for facts in invented) > 60
+    assert sum(facts.laterality == "bilateral" for facts in invented) > 60
+
+
+def test_single_planes_are_reported_as_flair_alone(
+    studies: ReaderStudies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader_language, "TOLD_SHARE", 1.0)
+    monkeypatch.setattr(reader_language, "PLANES_SHARE", 1.0)
+    tokenizer = train_tokenizer(corpus(studies))
+    view = EncodedStudy(
+        tokens=torch.zeros(9, TOKENS_PER_PICTURE, WIDTH), volumes=torch.zeros(25), levels=np.arange(9),
+        restricted=np.zeros(9, np.int64), seen=SHOWN, facts=an_infarct(), old_infarcts="yes",
+    )  # fmt: skip
+    sample = Language(new_reader(tokenizer), tokenizer).sample(view, view, np.random.default_rng(0))
+    report = parse_findings(tokenizer.decode(sample.report[:-1]))
+    assert (report.dwi_quality, report.adc_quality, report.flair_quality) == ("absent", "absent", "good")
+    assert report.old_infarcts == "unknown" and sample.volumes is None

@@ -1,7 +1,7 @@
 """The second half of the reader's training: from picture tokens and words to a report.
 
-Half of the prompts tell facts, and half of those are another study's, so that what is told is copied and not
-looked up in the pictures. The other half leaves the reader its pictures alone.
+Half of the prompts tell facts, and half of those are another study's or invented, so that what is told is
+copied and not looked up in the pictures. The other half leaves the reader its pictures alone.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,9 @@ from torch.nn import functional as F
 
 from willis.cohort.lesions import GRID
 from willis.cohort.schema import Sequence
-from willis.imaging.lesion import Facts
+from willis.imaging.lesion import Facts, Load, unknown_facts
+from willis.imaging.territory import default_map
+from willis.reports.measured import part_of
 from willis.reports.prompt import ASK, MEASURED, facts_text
 from willis.reports.reader_model import (
     END,
@@ -48,10 +50,10 @@ if TYPE_CHECKING:
     from transformers import Idefics3ForConditionalGeneration
 
 TOLD_SHARE = 0.5
-OF_ANOTHER = 0.5
-"""Of the prompts that tell facts, so many tell those of another study."""
-PLANES_SHARE = 0.1
-"""Of those, so many show single FLAIR planes as the derived SOOP set has them."""
+OF_ANOTHER, INVENTED = 0.25, 0.25
+"""Of the prompts that tell facts, so many tell those of another study, or of none."""
+PLANES_SHARE = 0.15
+"""Of the prompts that tell facts, so many show single FLAIR planes as the derived SOOP set has them."""
 OLD_VISIBLE_ML = 0.3
 VOLUME_WEIGHT = 0.1
 """A head that is thrown away afterwards has the model add up volumes before it chooses words."""
@@ -204,15 +206,15 @@ class Language:
     def sample(self, view: EncodedStudy, other: EncodedStudy, rng: np.random.Generator) -> Sample:
         """Draw a prompt about one study, with or without facts, and the report that it asks for."""
         told = rng.random() < TOLD_SHARE
-        facts = other.facts if told and rng.random() < OF_ANOTHER else view.facts
-        if told:
-            facts = _forget_some(facts, rng)
+        facts = _forget_some(_told_facts(view, other, rng), rng) if told else view.facts
         planes = told and rng.random() < PLANES_SHARE
         places = _choose(view, told, rng)[:3] if planes else _choose(view, told, rng)
         heights = GRID.affine[2, 3] + GRID.spacing_mm[2] * view.levels[places]
         labels = [level_label(float(z), view.seen, "composite") for z in heights]
         text = facts_text(facts) if told else ""
-        report = target_report(facts, frozenset(view.seen), view.old_infarcts, told and bool(text))
+        acquired = frozenset({"flair"}) if planes else frozenset(view.seen)
+        old_infarcts: Answer = "unknown" if planes else view.old_infarcts
+        report = target_report(facts, acquired, old_infarcts, told and bool(text))
         ids = self.tokenizer.encode(report_json(report)).ids + [self._id[END]]
         shown = list(_PLANES[: len(places)]) if planes else labels
         prompt = self.prompt(shown, MEASURED + text if text else "")
@@ -257,6 +259,38 @@ def _choose(view: EncodedStudy, told: bool, rng: np.random.Generator) -> npt.NDA
     rest = np.setdiff1d(every, inside)
     step = -(-len(rest) // max(1, num - len(inside)))
     return np.union1d(inside, rest[int(rng.integers(step)) :: step])
+
+
+def _told_facts(view: EncodedStudy, other: EncodedStudy, rng: np.random.Generator) -> Facts:
+    drawn = rng.random()
+    if drawn < INVENTED:
+        return invented_facts(rng)
+    return other.facts if drawn < INVENTED + OF_ANOTHER else view.facts
+
+
+def invented_facts(rng: np.random.Generator) -> Facts:
+    """Invent facts that agree with themselves, so that what is rare in studies is told as often as the rest.
+
+    Two sides, several territories, volumes of three digits and many lesions have to be copied too.
+    """
+    volume_ml = float(np.exp(rng.uniform(np.log(0.1), np.log(400))))
+    names = [load.region for load in unknown_facts(default_map()).loads]
+    hit = rng.choice(len(names), size=int(rng.integers(1, 5)), replace=False)
+    shares = dict(zip(hit.tolist(), rng.dirichlet(np.ones(len(hit))), strict=True))
+    loads = [Load(region=name, volume_ml=volume_ml * shares.get(n, 0.0)) for n, name in enumerate(names)]
+    arteries = {part.artery for n in shares if (part := part_of(names[n]))}
+    sides = {names[n].rpartition("_")[2] for n in shares}
+    adc = float(rng.uniform(300e-6, 900e-6))
+    return Facts(
+        infarct_present=True,
+        volume_ml=volume_ml,
+        num_lesions=int(rng.integers(1, 40)),
+        laterality="bilateral" if len(sides) > 1 else "left" if "left" in sides else "right",
+        territory="multiple" if len(arteries) > 1 else arteries.pop(),
+        adc_lesion_mm2_s=adc,
+        dwi_flair_mismatch=bool(rng.random() < 0.5),
+        loads=tuple(loads),
+    )
 
 
 def _forget_some(facts: Facts, rng: np.random.Generator) -> Facts:
