@@ -17,6 +17,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,24 +72,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--speedup", type=float, default=50, help="of a GPU over one thread here")
-    parser.add_argument("--read-gb-s", type=float, default=1.0, help="of the storage, per node")
+    parser.add_argument(
+        "--read-gb-s",
+        type=float,
+        nargs="+",
+        default=[1.0, 25.0],
+        help="per node: shared storage, and a page cache that holds the node's part",
+    )
     parser.add_argument("--link-gb-s", type=float, default=3.0, help="of the network between nodes")
     parser.add_argument("--latency-us", type=float, default=20, help="of one hop of the ring")
     parser.add_argument("--gpus-per-node", type=int, default=8)
     given = parser.parse_args()
-    machines = Machines(
-        speedup=given.speedup,
-        read_bytes_s=given.read_gb_s * 1e9,
-        link_bytes_s=given.link_gb_s * 1e9,
-        latency_s=given.latency_us * 1e-6,
-        gpus_per_node=given.gpus_per_node,
-    )
     step = measured_step()
-    rows = [row(step, machines, num_gpus) for num_gpus in GPUS]
+    rows = [
+        row(step, _machines(given, read_gb_s), num_gpus) for read_gb_s in given.read_gb_s for num_gpus in GPUS
+    ]
     _show(rows)
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
         given.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def _machines(given: argparse.Namespace, read_gb_s: float) -> Machines:
+    return Machines(
+        speedup=given.speedup,
+        read_bytes_s=read_gb_s * 1e9,
+        link_bytes_s=given.link_gb_s * 1e9,
+        latency_s=given.latency_us * 1e-6,
+        gpus_per_node=given.gpus_per_node,
+    )
 
 
 def measured_step(batch: int = 16, num_steps: int = 12) -> Step:
@@ -118,7 +130,7 @@ def _bytes_of_a_patient(cases: Cases, config: NetworkConfig) -> int:
     return volume + FLOAT_BYTES * vectors
 
 
-def row(step: Step, machines: Machines, num_gpus: int) -> dict[str, object]:
+def row(step: Step, machines: Machines, num_gpus: int) -> dict[str, Any]:
     """Simulate one epoch on so many GPUs."""
     num_steps = -(-NUM_PATIENTS // (num_gpus * BATCH_PER_GPU))
     reduce_s = _all_reduce_s(step, machines, num_gpus)
@@ -167,15 +179,25 @@ def simulate(
     return now, waited
 
 
-def _show(rows: list[dict[str, object]]) -> None:
+def _show(rows: list[dict[str, Any]]) -> None:
     columns = (
-        "subset", "mean", "read_bytes_per_step", "all_reduce_bytes_per_step", "compute_s_per_step",
-        "all_reduce_s_per_step", "read_s_per_step", "waiting_for_data_share", "efficiency",
+        "GB/s", "GPUs", "epoch s", "read MB", "reduce MB", "compute ms", "reduce ms", "read ms", "waiting",
+        "efficiency",
     )  # fmt: skip
-    table = Table(*columns, title="an epoch on 100,000 patients; `mean` in seconds")
+    table = Table(*columns, title="an epoch on 100,000 patients; bytes and times per step")
     for found in rows:
-        values = [found[name] for name in columns]
-        table.add_row(*(value if isinstance(value, str) else f"{value:.4g}" for value in values))
+        table.add_row(
+            f"{found['assumed']['read_bytes_s'] / 1e9:g}",
+            found["subset"].removesuffix(" GPUs"),
+            f"{found['mean']:.1f}",
+            f"{found['read_bytes_per_step'] / 1e6:.0f}",
+            f"{found['all_reduce_bytes_per_step'] / 1e6:.1f}",
+            f"{found['compute_s_per_step'] * 1e3:.1f}",
+            f"{found['all_reduce_s_per_step'] * 1e3:.1f}",
+            f"{found['read_s_per_step'] * 1e3:.1f}",
+            f"{found['waiting_for_data_share']:.2f}",
+            f"{found['efficiency']:.2f}",
+        )
     Console().print(table)
 
 
