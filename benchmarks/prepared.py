@@ -47,7 +47,8 @@ def featurized(
     """
     steps = ("report", "featurize")
     sections = [getattr(params, step).model_dump() for step in steps]
-    key = key_of((arrays / "ingest.json").read_text(), *sections, *(code_digest(step) for step in steps))
+    code = [code_digest(step, params.report.model) for step in steps]
+    key = key_of((arrays / "ingest.json").read_text(), *sections, *code)
 
     def make() -> None:
         out.mkdir(parents=True)

@@ -21,10 +21,9 @@ from urllib.parse import urlsplit
 import psutil
 
 from willis.params import ReportParams
+from willis.reports.model_files import model_folder, served_name
 from willis.reports.prompt import messages, prompt_parts
-from willis.reports.reader_model import FOLDER, NAME
 from willis.reports.schema import Findings, decodable_schema
-from willis.reports.server import served_name
 from willis.reports.writer import Study
 from willis.settings import Settings
 
@@ -95,7 +94,7 @@ def _client(
         "--base-url": f"{address.scheme}://{address.netloc}",
         "--endpoint": f"{address.path}/chat/completions",
         "--model": served_name(params.model),
-        "--tokenizer": str(model_of(params)),
+        "--tokenizer": str(_model_of(params)),
         "--dataset-name": "custom_image",
         "--dataset-path": str(requests),
         "--custom-output-len": str(params.max_tokens),
@@ -118,9 +117,9 @@ def _client(
     return float(found["request_throughput"])
 
 
-def model_of(params: ReportParams) -> Path:
-    """Return the folder of the model, which `transformers` and the client's tokenizer read."""
-    return FOLDER if params.model == NAME else Path(params.model)
+def _model_of(params: ReportParams) -> Path | str:
+    """What `transformers` and the client's tokenizer load."""
+    return model_folder(params.model) or params.model
 
 
 def transformers_rate(studies: Sequence[Study], params: ReportParams) -> float:
@@ -128,9 +127,9 @@ def transformers_rate(studies: Sequence[Study], params: ReportParams) -> float:
     import torch
     from transformers import AutoProcessor, Idefics3ForConditionalGeneration
 
-    processor: Any = AutoProcessor.from_pretrained(model_of(params))
+    processor: Any = AutoProcessor.from_pretrained(_model_of(params))
     processor.tokenizer.padding_side = "left"
-    model: Any = Idefics3ForConditionalGeneration.from_pretrained(model_of(params)).eval()
+    model: Any = Idefics3ForConditionalGeneration.from_pretrained(_model_of(params)).eval()
     started = time.perf_counter()
     with torch.inference_mode():
         for first in range(0, len(studies), BATCH):

@@ -117,10 +117,11 @@ def _on_ray(params: Params) -> tuple[str, ...]:
 def _steps(cohort: str, cohort_digest: str, sections: dict[str, Any]) -> dict[str, dsl.PipelineTask]:
     """Wire the steps; `read` holds every artifact made so far, under the name that its readers use."""
     tasks: dict[str, dsl.PipelineTask] = {}
+    model = sections["report"]["model"]
     read: dict[str, Any] = {"cohort": cohort, "cohort_digest": cohort_digest}
     for step, (component, names) in COMPONENTS.items():
         inputs = {name: read[name] for name in names}
-        tasks[step] = component(**inputs, params=sections[step], code=code_digest(step))
+        tasks[step] = component(**inputs, params=sections[step], code=code_digest(step, model))
         read[OUTPUTS[step]] = tasks[step].outputs[OUTPUTS[step]]
     return tasks
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from willis.errors import ParamsError
 from willis.params import Params, load_params, parse_section
+from willis.reports.model_files import NAME, model_files, model_folder
 from willis.settings import settings
 
 GRAPH: dict[str, tuple[str, ...]] = {
@@ -32,7 +33,6 @@ GRAPH: dict[str, tuple[str, ...]] = {
 RECORD, INPUTS = "steps.json", "run.json"
 DEFINITIONS = "feature_repo/features.py"
 READER = "willis/reports/reader"
-READER_FOLDER = Path(__file__).parent / "reports" / "reader"
 DEFAULT_PARAMS = Path("params.yaml")
 Sections = dict[str, dict[str, Any]]
 
@@ -96,27 +96,34 @@ def module_digests(module: str) -> dict[str, str]:
     return {name: _source_digest(name) for name in sorted(modules)}
 
 
-def code_digests(step: str) -> dict[str, str]:
-    """Digests of the code behind a step: a name of `GRAPH`, or `deploy` or `monitor`.
+def code_digests(step: str, model: str = NAME) -> dict[str, str]:
+    """Digests of the code behind a step, and of what it loads by a path.
 
-    Beside the library's modules, `featurize` reaches Feast's definitions and `report` the packaged reader,
-    which are loaded by their paths.
+    Beside the library's modules, `featurize` reaches Feast's definitions and `report` the model's files.
+
+    Args:
+        step: a name of `GRAPH`, or `deploy` or `monitor`.
+        model: `report.model`; one with a Hugging Face name has no files here.
+
+    Raises:
+        StepError: the packaged reader is not there.
     """
-    return module_digests(f"willis.steps.{step}") | _loaded(step)
+    return module_digests(f"willis.steps.{step}") | _loaded(step, model)
 
 
-def _loaded(step: str) -> dict[str, str]:
+def _loaded(step: str, model: str) -> dict[str, str]:
     if step == "featurize":
         return {DEFINITIONS: _file_digest(settings().feature_repo / "features.py")}
-    if step == "report":
-        files = sorted(path for path in READER_FOLDER.glob("*") if path.suffix != ".md")
-        return {f"{READER}/{path.name}": _file_digest(path) for path in files}
+    if step == "report" and (folder := model_folder(model)):
+        name = READER if model == NAME else model
+        files = model_files(folder)
+        return {f"{name}/{path.relative_to(folder).as_posix()}": _file_digest(path) for path in files}
     return {}
 
 
-def code_digest(step: str) -> str:
-    """One digest over `code_digests(step)`: the value that enters the cache key."""
-    return hashlib.sha256(json.dumps(code_digests(step)).encode()).hexdigest()[:16]
+def code_digest(step: str, model: str = NAME) -> str:
+    """One digest over `code_digests`: the value that enters the cache key."""
+    return hashlib.sha256(json.dumps(code_digests(step, model)).encode()).hexdigest()[:16]
 
 
 def cohort_digest(cohort: Path) -> str:
@@ -142,7 +149,10 @@ def record_step(run: Path, step: str, params: Params, cohort: str | None, second
     """
     records = _records(run)
     found = StepRecord(
-        params=_section(step, params), code=code_digests(step), cohort_digest=cohort, seconds=seconds
+        params=_section(step, params),
+        code=code_digests(step, params.report.model),
+        cohort_digest=cohort,
+        seconds=seconds,
     )
     before = records.get(step)
     if seconds is None and before and before.model_copy(update={"seconds": None}) == found:
@@ -201,7 +211,7 @@ def why(step: str, params: Params, run: Path, cohort: Path | None = None) -> Rea
         return Reasons(step=step, done=False, reasons=(f"{step} has never finished in {run}",))
     reasons = [
         *_changed("params." + step, record.params, _section(step, params)),
-        *_changed("code", record.code, code_digests(step)),
+        *_changed("code", record.code, code_digests(step, params.report.model)),
     ]
     if step == "version":
         reasons += _changes_of_cohort(params, run, cohort, record)

@@ -42,7 +42,7 @@ def reports_train_reader(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Train the embedded reader from scratch on synthetic studies that no cohort holds."""
-    from willis.reports.reader_model import FOLDER
+    from willis.reports.model_files import FOLDER
     from willis.reports.train_reader import train_reader
     from willis.summaries import show
 

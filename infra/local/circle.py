@@ -94,7 +94,7 @@ def _streams(
         source.params.deploy.model_dump(),
         source.params.report.model_dump(),
         code_digest("deploy"),
-        code_digest("report"),
+        code_digest("report", source.params.report.model),
         module_digests("willis.casework"),
     )
     recorded = {name: done(_record(root, name), key, StreamRun) for name in source.streams}

@@ -20,10 +20,10 @@ from willis.imaging.lesion import Facts
 from willis.params import ReportParams
 from willis.reports.client import LanguageModelWriter
 from willis.reports.measured import measured_findings
+from willis.reports.model_files import served_name
 from willis.reports.prompt import messages
 from willis.reports.reader_studies import ReaderStudies, make_reader_studies
 from willis.reports.schema import Findings, decodable_schema
-from willis.reports.server import served_name
 from willis.reports.slices import SHOWN
 from willis.reports.train_reader import WITHOUT_INFARCT
 from willis.reports.writer import Reading, Study, read_study

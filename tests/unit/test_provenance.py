@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from willis import provenance
 from willis.errors import ParamsError
 from willis.params import Params, parse_section
 from willis.provenance import (
@@ -20,6 +19,7 @@ from willis.provenance import (
     record_step,
     why,
 )
+from willis.reports import model_files
 from willis.settings import settings
 
 
@@ -102,15 +102,25 @@ def test_another_model_or_prompt_runs_the_reports_again_and_what_reads_them(fini
 def test_other_weights_of_the_packaged_reader_change_report_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(provenance, "READER_FOLDER", tmp_path)
+    monkeypatch.setattr(model_files, "FOLDER", tmp_path)
     weights, card = tmp_path / "model.safetensors", tmp_path / "README.md"
     weights.write_bytes(b"one")
+    (tmp_path / "config.json").write_text("{}")
     before = {step: code_digest(step) for step in GRAPH}
     weights.write_bytes(b"two")
     assert {step for step in GRAPH if code_digest(step) != before[step]} == {"report"}
     before = {step: code_digest(step) for step in GRAPH}
     card.write_text("words")
     assert {step for step in GRAPH if code_digest(step) != before[step]} == set()
+
+
+def test_other_weights_in_a_model_s_own_folder_change_report_alone(tmp_path: Path) -> None:
+    weights, model = tmp_path / "model.safetensors", str(tmp_path)
+    weights.write_bytes(b"one")
+    (tmp_path / "config.json").write_text("{}")
+    before = {step: code_digest(step, model) for step in GRAPH}
+    weights.write_bytes(b"two")
+    assert {step for step in GRAPH if code_digest(step, model) != before[step]} == {"report"}
 
 
 def test_the_seconds_of_the_last_run_are_kept(finished: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 from infra.local.processes import free_port
 from willis.errors import ReportServerError, SettingsError, StepError
 from willis.params import ReportParams
-from willis.reports.server import served_name, serving
+from willis.reports.model_files import served_name
+from willis.reports.server import serving
 from willis.settings import Settings
 
 

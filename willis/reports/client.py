@@ -34,9 +34,9 @@ from tenacity import (
 
 from willis.errors import ReportError, ReportServerError, SettingsError
 from willis.params import ReportParams
+from willis.reports.model_files import served_name
 from willis.reports.prompt import messages, prompt_hash
 from willis.reports.schema import Findings, decodable_schema, parse_findings
-from willis.reports.server import served_name
 from willis.reports.writer import Cost, Study, WrittenReport
 from willis.settings import Settings
 

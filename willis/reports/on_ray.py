@@ -50,22 +50,26 @@ class _Worker:
         self._studies, self._writer, self._params = IngestedStudies.open(ingest), writer, params
 
     def __call__(self, batch: "dict[str, np.ndarray[Any, Any]]") -> dict[str, list[Any]]:
-        """Read some studies at once: place and known attempts in, new attempts and reasons out."""
-        pairs = zip(batch["place"].tolist(), batch["known"].tolist(), strict=True)
-        found = asyncio.run(self._read(list(pairs)))
+        """Read some studies at once: place, key and known attempts in, new attempts and reasons out."""
+        sent = zip(*(batch[name].tolist() for name in ("place", "key", "known")), strict=True)
+        found = asyncio.run(self._read(list(sent)))
         return {
             "place": batch["place"].tolist(),
             "written": [_ATTEMPTS.dump_json(written).decode() for written, _ in found],
             "failure": [failure for _, failure in found],
         }
 
-    async def _read(self, pairs: list[tuple[int, str]]) -> list[tuple[list[Attempt], str]]:
-        return await asyncio.gather(*[self._read_one(place, known) for place, known in pairs])
+    async def _read(self, sent: list[tuple[int, str, str]]) -> list[tuple[list[Attempt], str]]:
+        return await asyncio.gather(*[self._read_one(place, key, known) for place, key, known in sent])
 
-    async def _read_one(self, place: int, known: str) -> tuple[list[Attempt], str]:
+    async def _read_one(self, place: int, key: str, known: str) -> tuple[list[Attempt], str]:
         notebook = _Notebook({attempt.number: attempt for attempt in _ATTEMPTS.validate_json(known)})
         reading = await read_study(
-            self._studies.study(place), self._writer, store=notebook, max_attempts=self._params.max_attempts
+            self._studies.study(place),
+            self._writer,
+            store=notebook,
+            key=key,
+            max_attempts=self._params.max_attempts,
         )
         tried = notebook.known.keys() | {attempt.number for attempt in notebook.written}
         unanswered = reading.report is None and len(tried) < self._params.max_attempts
@@ -74,6 +78,7 @@ class _Worker:
 
 def read_on_ray(
     ingest: Path,
+    studies: IngestedStudies,
     writer: ReportWriter,
     store: ReportStore,
     params: ReportParams,
@@ -84,6 +89,7 @@ def read_on_ray(
 
     Args:
         ingest: output folder of `ingest`, on storage that every node mounts at the same place.
+        studies: the same folder, open in this process.
         writer: whose reports are asked for; names what the store knows.
         store: where attempts are kept as they come back; opened by this process alone.
         params: how many workers, and how many studies each has in flight.
@@ -93,32 +99,34 @@ def read_on_ray(
     Raises:
         RayError: no cluster answers.
     """
-    studies = IngestedStudies.open(ingest)
     owners = studies.arrays.patient_ids
     keys = [report_key(studies.study(place), writer) for place in range(len(studies))]
     known = [list(store.attempts(key, owner).values()) for key, owner in zip(keys, owners, strict=True)]
     with connected(settings.ray_address):
-        for place, written, failure in _rows(ingest, known, params, settings):
+        for place, written, failure in _rows(ingest, keys, known, params, settings):
             for attempt in written:
                 store.add(keys[place], owners[place], attempt)
             if failure:
                 on_done(place, Reading(None, None, True, failure))
                 continue
             kept = read_study(
-                studies.study(place), writer, store=store, owner=owners[place],
+                studies.study(place), writer, store=store, key=keys[place], owner=owners[place],
                 max_attempts=params.max_attempts,
             )  # fmt: skip
             on_done(place, asyncio.run(kept))
 
 
 def _rows(
-    ingest: Path, known: list[list[Attempt]], params: ReportParams, settings: Settings
+    ingest: Path, keys: list[str], known: list[list[Attempt]], params: ReportParams, settings: Settings
 ) -> Iterator[tuple[int, list[Attempt], str]]:
     """Send every study to the workers; yield place, new attempts and failure as batches come back."""
     import ray
 
     ray.data.DataContext.get_current().enable_progress_bars = False
-    sent = [{"place": n, "known": _ATTEMPTS.dump_json(one).decode()} for n, one in enumerate(known)]
+    sent = [
+        {"place": place, "key": key, "known": _ATTEMPTS.dump_json(one).decode()}
+        for place, (key, one) in enumerate(zip(keys, known, strict=True))
+    ]
     num_batches = -(-len(sent) // params.concurrency)
     answers = ray.data.from_items(sent, override_num_blocks=num_batches).map_batches(
         _Worker,

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import Idefics3ForConditionalGeneration
 
-NAME = "willis-reader"
-"""What params.yaml calls the packaged reader."""
-FOLDER = Path(__file__).parent / "reader"
 PATCH_PX = 8
 FOLD = 7
 TOKENS_PER_PICTURE = (PICTURE_PX // PATCH_PX // FOLD) ** 2

@@ -4,7 +4,6 @@ vLLM has pins of its own and lives in an environment of its own; all that is sha
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shlex
@@ -19,7 +18,7 @@ from urllib.parse import urlsplit
 
 from willis.errors import ReportServerError, SettingsError, StepError
 from willis.params import ReportParams
-from willis.reports.reader_model import FOLDER, NAME
+from willis.reports.model_files import model_folder, served_name
 from willis.settings import Settings
 
 DEFAULT_LOG = Path("build/vllm.log")
@@ -108,35 +107,6 @@ def serve_until_stopped(
         signal.signal(signal.SIGTERM, before)
 
 
-def served_name(model: str) -> str:
-    """Name a model so that other weights have another name; a server of another version answers 404.
-
-    A folder is named by its own name and a digest of its files (not of its texts, *.md), any other model by
-    its Hugging Face name.
-
-    Raises:
-        StepError: the packaged reader is not there.
-    """
-    folder = _folder(model)
-    if folder is None:
-        return model
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".md"):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        with path.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return f"{NAME if model == NAME else folder.name}@{digest.hexdigest()[:12]}"
-
-
-def _folder(model: str) -> Path | None:
-    folder = FOLDER if model == NAME else Path(model)
-    if (folder / "config.json").is_file():
-        return folder.resolve()
-    if model == NAME:
-        raise StepError(f"{folder} holds no model; make it with `willis reports train-reader`")
-    return None
-
-
 def _address(settings: Settings) -> tuple[str, int]:
     """Where the server shall listen: the one loopback address in the settings, if it is free."""
     address = urlsplit(settings.report_url)
@@ -166,7 +136,7 @@ def _command(params: ReportParams, settings: Settings, host: str, port: int) -> 
             "Python that has vLLM (environment)"
         )
     grammar = {"backend": "xgrammar", "disable_any_whitespace": True}
-    name, model = served_name(params.model), _folder(params.model) or params.model
+    name, model = served_name(params.model), model_folder(params.model) or params.model
     options = {
         "--model": str(model),
         "--served-model-name": name,
@@ -196,7 +166,7 @@ def _environment(params: ReportParams, settings: Settings, scratch: str) -> dict
         # Threads that wait for one another in every small product lose a tenfold where a core is shared.
         "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) - 1)),
     }
-    fixed = {"TMPDIR": scratch} | ({"HF_HUB_OFFLINE": "1"} if _folder(params.model) else {})
+    fixed = {"TMPDIR": scratch} | ({"HF_HUB_OFFLINE": "1"} if model_folder(params.model) else {})
     if settings.report_api_key:
         fixed["VLLM_API_KEY"] = settings.report_api_key.get_secret_value()
     return given | inherited | fixed

@@ -159,6 +159,7 @@ async def read_study(
     writer: ReportWriter,
     *,
     store: AttemptStore | None = None,
+    key: str = "",
     owner: str = "",
     max_attempts: int = 2,
 ) -> Reading:
@@ -168,10 +169,12 @@ async def read_study(
         study: what the writer may look at.
         writer: who writes.
         store: where attempts are kept; None keeps nothing (an endpoint's request).
+        key: the study's `report_key` where the caller has it; hashing a study's pixels takes time.
         owner: patient id, kept beside the report so that it can be erased; never given to the writer.
         max_attempts: a broken or contradicting attempt is followed by another up to this number.
     """
-    known = store.attempts(key := report_key(study, writer), owner) if store else {}
+    key = key or (report_key(study, writer) if store else "")
+    known = store.attempts(key, owner) if store else {}
     tried: list[Attempt] = []
     for number in range(1, max_attempts + 1):
         attempt = known.get(number)

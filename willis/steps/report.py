@@ -90,7 +90,7 @@ def report(ingest: Path, out: Path, params: ReportParams, settings: Settings) ->
                 if params.num_workers:
                     from willis.reports.on_ray import read_on_ray
 
-                    read_on_ray(ingest, writer, store, params, settings, done)
+                    read_on_ray(ingest, studies, writer, store, params, settings, done)
                 else:
                     _read_here(studies, writer, store, params, done)
             num_written = store.count() - before
