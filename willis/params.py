@@ -159,11 +159,16 @@ class LoopParams(Section):
     """Lost workers that a run survives."""
 
 
+ImageEncoderName = Literal["cnn_small", "cnn", "cnn_large", "swin"]
+
+
 class PretrainParams(LoopParams):
     """Pre-training of the image encoder, without labels (docs/method.md)."""
 
     method: Literal["none", "brainmvp"] = "none"
     """`brainmvp`: rebuild masked sequences; `none`: `train` starts from nothing."""
+    image_encoder: ImageEncoderName = "cnn"
+    """Which encoder is taught; the same as `train.image_encoder`."""
     epochs: Whole = Field(40, ge=1)
     """Passes over the training split; the last epoch's weights are kept."""
     batch_size: Whole = Field(32, ge=2, description="over all workers")
@@ -191,6 +196,13 @@ class TrainParams(LoopParams):
     stop_on: Literal["auc", "loss"] = "loss"
     """What early stopping watches on the validation split."""
     use_unlabelled: bool = Field(True, description="patients without an outcome join the alignment losses")
+    semi_supervision: Literal["none", "src_mt"] = "none"
+    """`src_mt`: agree with an averaged network, on patients without an outcome too (docs/method.md)."""
+    teacher_decay: float = Field(0.99, ge=0, lt=1, description="of the average that teaches in `src_mt`")
+    lambda_consistency: float = Field(1.0, ge=0)
+    """Weight of both consistencies of `src_mt`, once it has risen."""
+    consistency_ramp_share: Share = 0.3
+    """Share of steps in which it rises."""
     outcome: Literal["ordinal", "binary"] = "ordinal"
     """Learn from all seven grades of the Rankin scale, or only from poor (3-6) against good."""
     class_weighting: Literal["none", "balanced"] = "none"
@@ -215,8 +227,14 @@ class TrainParams(LoopParams):
     """Weight of the alignment loss."""
     temperature: float = Field(0.07, gt=0)
     """Temperature at which the contrast starts; it is learnt."""
+    image_encoder: ImageEncoderName = "cnn"
+    """Encoder of the volumes: a patch-stem CNN of three sizes, or windows of attention on the same stem."""
+    freeze_image_encoder: bool = False
+    """Leave it as `pretrain` left it, templates included; only its last map learns."""
     image_facts: bool = True
     """Join the measured facts to the image embedding."""
+    table_encoder: Literal["mlp", "ft_transformer"] = "mlp"
+    """Encoder of the clinical table; `ft_transformer`: attention over one token per column."""
     text_encoder: str = "all-MiniLM-L6-v2"
     """Frozen sentence encoder: the packaged one, or a Hugging Face name."""
     use_modalities: tuple[Literal["image", "text", "table"], ...] = ("image", "text", "table")
@@ -357,4 +375,16 @@ def load_params(path: Path) -> Params:
         raise ParamsError(f"{path} is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise ParamsError(f"{path} holds {type(values).__name__}; it must hold one mapping per section")
-    return parse_section(Params, values, str(path))
+    params = parse_section(Params, values, str(path))
+    _check_image_encoders(params, path)
+    return params
+
+
+def _check_image_encoders(params: Params, path: Path) -> None:
+    """`train` could not start from what `pretrain` would teach; say so before an hour of teaching."""
+    taught, trained = params.pretrain.image_encoder, params.train.image_encoder
+    if params.pretrain.method != "none" and taught != trained:
+        raise ParamsError(
+            f"pretrain.image_encoder is {taught!r} and train.image_encoder is {trained!r}; they must be "
+            f"equal, for train starts from the weights of pretrain ({path})"
+        )

@@ -14,6 +14,8 @@ from willis.cohort.schema import MODALITIES, POOR_FROM
 
 NUM_CUTS = 6
 """mRS 0 to 6 is cut in six places: is it above 0, above 1, ... above 5?"""
+SPAN = 5.0
+"""Log-odds from the first cut to the last before anything is learned."""
 
 
 class Head(nn.Module):
@@ -92,16 +94,19 @@ class LateHead(nn.Module):
 
 
 class Grades(nn.Module):
-    """Where the Rankin scale is cut, relative to the cut between 2 and 3 that the logit is about.
+    """Where an ordinal scale is cut, relative to the one cut that the logit is about.
 
-    logit_k = logit - d_k, d_2 = 0, d rising by a positive gap per grade: proportional odds (McCullagh 1980).
+    logit_k = logit - d_k, d rising by a positive gap per grade and 0 at that cut: proportional odds
+    (McCullagh 1980). On the Rankin scale it lies between 2 and 3.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_cuts: int = NUM_CUTS, poor_from: int = POOR_FROM) -> None:
         super().__init__()
-        self.gaps = nn.Parameter(torch.full((NUM_CUTS - 1,), math.log(math.e - 1)))
+        self.poor_from = poor_from
+        gap = SPAN / (num_cuts - 1)
+        self.gaps = nn.Parameter(torch.full((num_cuts - 1,), math.log(math.expm1(gap))))
 
-    def forward(self) -> Float[Tensor, " 6"]:
-        """Return d_0 to d_5; all gaps start at 1."""
+    def forward(self) -> Float[Tensor, " K"]:
+        """Return d_0 to d_(K-1); all gaps start alike, at 1 on the Rankin scale."""
         rising = torch.cat([self.gaps.new_zeros(1), nn.functional.softplus(self.gaps).cumsum(0)])
-        return rising - rising[POOR_FROM - 1]
+        return rising - rising[self.poor_from - 1]

@@ -29,7 +29,7 @@ class Scored:
     Attributes:
         logit: of a poor outcome.
         outcome: 1 poor, 0 good, NaN not known (the row is left out of the outcome loss).
-        grade: Rankin score, NaN not known.
+        grade: Rankin score, or grade of another scale; NaN not known.
         weight: 0 for a row that only fills the batch.
         paired: image and text are both present; other rows are masked out of both alignment losses.
         pair: None for a fusion without alignment.
@@ -42,17 +42,24 @@ class Scored:
     weight: Float[Tensor, " B"]
     paired: Bool[Tensor, " B"]
     pair: Pair | None
-    offsets: Float[Tensor, " 6"] | None
+    offsets: Float[Tensor, " K"] | None
 
 
 @dataclass(frozen=True)
 class Losses:
-    """The terms, unweighted, and their weighted sum."""
+    """The terms, unweighted, and their weighted sum; the last two are None without semi-supervision."""
 
     total: Float[Tensor, ""]
     outcome: Float[Tensor, ""]
     contrast: Float[Tensor, ""]
     align: Float[Tensor, ""]
+    consistency: Float[Tensor, ""] | None = None
+    relation: Float[Tensor, ""] | None = None
+
+    def numbers(self) -> dict[str, float]:
+        """The terms that there are, by name."""
+        terms = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: float(term.detach()) for name, term in terms.items() if term is not None}
 
 
 @dataclass(frozen=True)
@@ -159,7 +166,7 @@ def outcome_loss(
     outcome: Float[Tensor, " B"],
     grade: Float[Tensor, " B"],
     weight: Float[Tensor, " B"],
-    offsets: Float[Tensor, " 6"] | None,
+    offsets: Float[Tensor, " K"] | None,
     classes: ClassWeights | None = None,
 ) -> Float[Tensor, ""]:
     """Cross-entropy over rows with a known outcome; 0, still attached, when there are none.

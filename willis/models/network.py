@@ -13,15 +13,15 @@ from jaxtyping import Bool, Float, UInt8
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from willis.cohort.schema import MODALITIES, Sequence
+from willis.cohort.schema import MODALITIES, POOR_FROM, Sequence
 from willis.errors import ShapeError
 from willis.models.encoded import IMAGE, TEXT, Encoded
 from willis.models.fusion import FUSIONS, LATE, Fusion, FusionName, FusionShape, Pair
-from willis.models.head import Grades, Head, LateHead, Roads
+from willis.models.head import NUM_CUTS, Grades, Head, LateHead, Roads
 from willis.models.losses import Scored
-from willis.models.table import FeatureColumn, FeatureEncoder
+from willis.models.table import FeatureColumn, FeatureEncoder, TableEncoderName
 from willis.models.text import TEXT_WIDTH
-from willis.models.vision import TOP_WIDTH, PlanesEncoder, VolumeEncoder
+from willis.models.vision import ENCODERS, ImageEncoderName, PlanesEncoder, VolumeEncoder
 
 
 class NetworkConfig(BaseModel):
@@ -30,8 +30,12 @@ class NetworkConfig(BaseModel):
     Attributes:
         shape: voxels of the canonical grid.
         fact_columns: measured facts that join the image; empty when `image_facts` is off.
+        image_encoder: of the volumes; `cnn` where a contract does not say.
+        table_encoder: of the clinical table, not of the facts; `mlp` where a contract does not say.
         prevalence: share of poor outcomes in the training split, the answer when nothing is known.
-        ordinal: learn from all seven grades of the Rankin scale, not only from poor against good.
+        ordinal: learn from all grades of the scale, not only from poor against good.
+        num_cuts: grades of the scale less one; the Rankin scale is cut in six places.
+        poor_from: the grade from which an outcome is poor.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,6 +47,8 @@ class NetworkConfig(BaseModel):
     table_columns: tuple[FeatureColumn, ...] = ()
     text_encoder: str
     text_width: int = TEXT_WIDTH
+    image_encoder: ImageEncoderName = "cnn"
+    table_encoder: TableEncoderName = "mlp"
     use_modalities: tuple[str, ...] = MODALITIES
     fusion: FusionName = "vdafm_pooled"
     width: int = Field(128, ge=16)
@@ -53,6 +59,8 @@ class NetworkConfig(BaseModel):
     temperature: float = Field(0.07, gt=0)
     prevalence: float = Field(0.5, ge=0, le=1)
     ordinal: bool = True
+    num_cuts: int = Field(NUM_CUTS, ge=2)
+    poor_from: int = Field(POOR_FROM, ge=1)
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -129,7 +137,7 @@ class Output:
     logit: Float[Tensor, " B"]
     embedding: Float[Tensor, "B R"]
     pair: Pair | None
-    offsets: Float[Tensor, " 6"] | None
+    offsets: Float[Tensor, " K"] | None
 
     def scored(self, batch: Batch, paired: Bool[Tensor, " B"]) -> Scored:
         """Join with the targets of `batch`; `paired` marks rows whose image and text were both used."""
@@ -145,14 +153,17 @@ class ImageEncoder(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         width = config.width
-        self.volume = VolumeEncoder(config.sequences, config.shape, width, config.dropout)
+        self.volume = VolumeEncoder(
+            config.sequences, config.shape, width, config.dropout, config.image_encoder
+        )
         self.planes = PlanesEncoder(width, config.dropout) if config.planes else None
         self.facts = (
             FeatureEncoder(config.fact_columns, width, config.dropout) if config.fact_columns else None
         )
         parts = 1 + (self.planes is not None) + (self.facts is not None)
         self.join = nn.Linear(parts * width, width)
-        self.to_tokens = nn.Linear(TOP_WIDTH, width) if config.reads_tokens else None
+        top_width = ENCODERS[config.image_encoder].top
+        self.to_tokens = nn.Linear(top_width, width) if config.reads_tokens else None
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, "B W"], Float[Tensor, "B V W"] | None]:
         """Encode the image side of a batch.
@@ -224,7 +235,11 @@ class TrimodalNetwork(nn.Module):
         used, width = config.use_modalities, config.width
         self.image = ImageEncoder(config) if "image" in used else None
         self.text = TextProjection(config.text_width, width, config.dropout) if "text" in used else None
-        self.table = FeatureEncoder(config.table_columns, width, config.dropout) if "table" in used else None
+        self.table = (
+            FeatureEncoder(config.table_columns, width, config.dropout, config.table_encoder)
+            if "table" in used
+            else None
+        )
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in MODALITIES)
         self.absent = nn.Parameter(torch.randn(len(MODALITIES), width) * 0.02)
         late = config.fusion == LATE
@@ -234,7 +249,7 @@ class TrimodalNetwork(nn.Module):
             LateHead(width, config.contrast_width, config.dropout, config.prevalence) if late else None
         )
         self.roads = Roads(width)
-        self.grades = Grades() if config.ordinal else None
+        self.grades = Grades(config.num_cuts, config.poor_from) if config.ordinal else None
         reads_words = config.reads_tokens and "text" in used
         self.text_tokens = TextProjection(config.text_width, width, config.dropout) if reads_words else None
 
@@ -317,7 +332,7 @@ class TrimodalNetwork(nn.Module):
         return output.scored(batch, present[:, IMAGE] & present[:, TEXT])
 
     def num_parameters(self) -> int:
-        """Trained numbers, the frozen text encoder not among them."""
+        """Numbers of the network; the text encoder is no part of it."""
         return sum(parameter.numel() for parameter in self.parameters())
 
 

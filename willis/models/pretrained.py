@@ -42,7 +42,7 @@ def save_encoder(encoder: VolumeEncoder, path: Path, method: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
         # One key: several would be written in any order, and the digest would change with it.
-        save_file(state, partial, {"encoder": json.dumps({"method": method, "sequences": encoder.sequences})})
+        save_file(state, partial, {"encoder": json.dumps(_told(encoder, method))})
     except (SafetensorError, OSError) as error:  # safetensors wraps a full disk in an error of its own
         partial.unlink(missing_ok=True)
         raise StepError(
@@ -56,7 +56,7 @@ def load_encoder(encoder: VolumeEncoder, path: Path) -> None:
     """Start an encoder, templates included, from the weights in a file; its last map stays as it is.
 
     Raises:
-        BundleError: the file is damaged, or of an encoder of other sequences or another grid.
+        BundleError: the file is damaged, or of an encoder of another kind, other sequences or another grid.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -66,6 +66,11 @@ def load_encoder(encoder: VolumeEncoder, path: Path) -> None:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
     except (SafetensorError, OSError) as error:
         raise BundleError(f"{path} cannot be read: {error}; run `willis pretrain` again") from None
+    name = told.get("image_encoder", "cnn")  # the only one there was when files did not say
+    if name != encoder.name:
+        raise BundleError(
+            _misfit(path, f"{name!r} (pretrain.image_encoder)", f"{encoder.name!r} (train.image_encoder)")
+        )
     sequences = tuple(told.get("sequences", ()))
     if sequences != encoder.sequences:
         raise BundleError(_misfit(path, f"sequences {sequences}", f"{encoder.sequences}"))
@@ -91,8 +96,12 @@ def file_sha256(path: Path) -> str:
         raise BundleError(f"{path} cannot be read ({error.strerror}); run `willis pretrain` again") from None
 
 
+def _told(encoder: VolumeEncoder, method: str) -> dict[str, object]:
+    return {"method": method, "image_encoder": encoder.name, "sequences": encoder.sequences}
+
+
 def _misfit(path: Path, found: str, expected: str) -> str:
     return (
         f"{path} is of another architecture: it holds {found}, the network to train has {expected}; run "
-        "`willis pretrain` on the same ingest, or set params.yaml: pretrain.method to none"
+        "`willis pretrain` on the same ingest and encoder, or set params.yaml: pretrain.method to none"
     )

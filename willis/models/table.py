@@ -6,7 +6,7 @@ travels in the model's contract, so that serving reads a row exactly as training
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,9 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from willis.errors import ShapeError
+from willis.models.feature_tokens import FeatureTransformer
 
+TableEncoderName = Literal["mlp", "ft_transformer"]
 CLIP_SD = 6.0
 """Standardised values beyond this many standard deviations are held there: a wrong unit must not rule."""
 
@@ -104,23 +106,31 @@ def _fitted(column: FeatureColumn, known: list[Any]) -> FeatureColumn:
 
 
 class FeatureEncoder(nn.Module):
-    """Standardise, mark what is missing, and embed: x = W [s; m] + MLP([s; m]).
+    """Standardise, mark what is missing, and embed: x = W [s; m] + MLP([s; m]), or + FT(s, m).
 
     s are the standardised values (0 where missing), m the missing marks, whose weights are the learned
     missing embeddings. The linear road lets a small training split use what a logistic regression would.
+    FT is a `FeatureTransformer`, with missing embeddings of its own (docs/method.md, eq. 3 to 3d).
     """
 
     mean: Tensor
     sd: Tensor
 
-    def __init__(self, columns: tuple[FeatureColumn, ...], width: int, dropout: float) -> None:
+    def __init__(
+        self,
+        columns: tuple[FeatureColumn, ...],
+        width: int,
+        dropout: float,
+        name: TableEncoderName = "mlp",
+    ) -> None:
         super().__init__()
         self.num_columns = len(columns)
         self.register_buffer("mean", torch.tensor([c.mean for c in columns]), persistent=False)
         self.register_buffer("sd", torch.tensor([c.sd for c in columns]), persistent=False)
         self.linear = nn.Linear(2 * len(columns), width)
-        self.mlp = nn.Sequential(
-            nn.Linear(2 * len(columns), width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, width)
+        self.mlp = _perceptron(2 * len(columns), width, dropout) if name == "mlp" else None
+        self.transformer = (
+            FeatureTransformer(len(columns), width, dropout) if name == "ft_transformer" else None
         )
 
     def forward(self, values: Float[Tensor, "B F"]) -> Float[Tensor, "B W"]:
@@ -139,6 +149,15 @@ class FeatureEncoder(nn.Module):
             )
         missing = values.isnan()
         scaled = ((values - self.mean) / self.sd).clamp(-CLIP_SD, CLIP_SD)
-        marked = torch.cat([scaled.masked_fill(missing, 0.0), missing.to(values.dtype)], dim=-1)
-        embedded: Tensor = self.linear(marked) + self.mlp(marked)
+        known = scaled.masked_fill(missing, 0.0)
+        marked = torch.cat([known, missing.to(values.dtype)], dim=-1)
+        embedded: Tensor = self.linear(marked)
+        if self.mlp is not None:
+            embedded = embedded + self.mlp(marked)
+        if self.transformer is not None:
+            embedded = embedded + self.transformer(known, missing)
         return embedded
+
+
+def _perceptron(width_in: int, width: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width_in, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, width))

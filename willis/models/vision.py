@@ -1,12 +1,14 @@
-"""The image encoder: a patch-stem CNN trained from scratch on named sequences, and a 2-D one for planes.
+"""The image encoders: a patch stem on named sequences and a body that mixes its tokens; a 2-D one for planes.
 
-An absent sequence is replaced by its learned template (a whole-brain volume). The stem is linear, so the
-template is put through it once per step and added where a sequence is absent: the same numbers as filling
-the volume would give (docs/method.md, eq. 2), without a gradient over every voxel of the batch.
+The body is a CNN of one of three sizes, or attention within windows. An absent sequence is replaced by its
+learned template (a whole-brain volume). The stem is linear, so the template is put through it once per step
+and added where a sequence is absent: the same numbers as filling the volume would give (docs/method.md,
+eq. 2), without a gradient over every voxel of the batch.
 """
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -14,12 +16,40 @@ from torch import Tensor, nn
 
 from willis.cohort.schema import Sequence
 from willis.imaging.shards import NUM_PLANES, PLANE_SIZE, decode
+from willis.models.frozen import KeptTops
+from willis.models.swin import SwinPair
 
 PATCH = (4, 4, 2)
-STEM_WIDTH = 24
-BODY_WIDTH = 64
-TOP_WIDTH = 128
 PLANE_PATCH = (4, 4)
+
+ImageEncoderName = Literal["cnn_small", "cnn", "cnn_large", "swin"]
+
+
+@dataclass(frozen=True)
+class EncoderSize:
+    """Widths and depth of an image encoder.
+
+    Attributes:
+        stem: width of the patch stem's tokens.
+        body: width after the grid has been halved; one layer mixes there.
+        top: width after it has been halved again.
+        layers: that mix the top grid.
+        windows: a layer is attention within windows (a pair of Swin blocks), not a depthwise convolution.
+    """
+
+    stem: int
+    body: int
+    top: int
+    layers: int
+    windows: bool = False
+
+
+ENCODERS: dict[ImageEncoderName, EncoderSize] = {
+    "cnn_small": EncoderSize(stem=16, body=32, top=64, layers=1),
+    "cnn": EncoderSize(stem=24, body=64, top=128, layers=2),
+    "cnn_large": EncoderSize(stem=32, body=128, top=256, layers=4),
+    "swin": EncoderSize(stem=24, body=64, top=128, layers=1, windows=True),
+}
 
 
 class PatchStem(nn.Module):
@@ -88,6 +118,11 @@ class Block(nn.Module):
         return tokens + mixed.movedim(-1, 1)
 
 
+def mixing(size: EncoderSize, width: int, grid: tuple[int, ...]) -> nn.Module:
+    """One layer in which places of a grid meet."""
+    return SwinPair(width, grid) if size.windows else Block(width, len(grid))
+
+
 def halve(width_in: int, width_out: int, dimensions: int) -> nn.Module:
     """Halve the grid (rounded up) and change the width."""
     convolution: type[nn.Conv3d] | type[nn.Conv2d] = nn.Conv3d if dimensions == 3 else nn.Conv2d
@@ -109,25 +144,26 @@ def even(tokens: Tensor) -> Tensor:
 class Body(nn.Module):
     """Stem tokens to a grid and to one vector: halve, add places, mix, halve, mix, mean and maximum."""
 
-    def __init__(self, grid: tuple[int, ...], width: int, dropout: float) -> None:
+    def __init__(self, grid: tuple[int, ...], size: EncoderSize, width: int, dropout: float) -> None:
         super().__init__()
         dimensions = len(grid)
         halved = tuple((edge + 1) // 2 for edge in grid)
-        self.down = halve(STEM_WIDTH, BODY_WIDTH, dimensions)
-        self.norm = nn.LayerNorm(BODY_WIDTH)
-        self.place = nn.Parameter(torch.randn(1, BODY_WIDTH, *halved) * 0.02)
-        self.low = Block(BODY_WIDTH, dimensions)
-        self.middle = halve(BODY_WIDTH, TOP_WIDTH, dimensions)
-        self.high = nn.Sequential(Block(TOP_WIDTH, dimensions), Block(TOP_WIDTH, dimensions))
-        self.pool = nn.Sequential(nn.LayerNorm(2 * TOP_WIDTH), nn.Dropout(dropout),
-                                  nn.Linear(2 * TOP_WIDTH, width))  # fmt: skip
+        quartered = tuple((edge + 1) // 2 for edge in halved)
+        self.down = halve(size.stem, size.body, dimensions)
+        self.norm = nn.LayerNorm(size.body)
+        self.place = nn.Parameter(torch.randn(1, size.body, *halved) * 0.02)
+        self.low = mixing(size, size.body, halved)
+        self.middle = halve(size.body, size.top, dimensions)
+        self.high = nn.Sequential(*(mixing(size, size.top, quartered) for _ in range(size.layers)))
+        self.pool = nn.Sequential(nn.LayerNorm(2 * size.top), nn.Dropout(dropout),
+                                  nn.Linear(2 * size.top, width))  # fmt: skip
 
     def forward(self, tokens: Tensor) -> Float[Tensor, "B W"]:
-        """(B, STEM_WIDTH, grid...) to (B, width)."""
+        """(B, stem width, grid...) to (B, width)."""
         return self.pooled(self.top(tokens))
 
     def top(self, tokens: Tensor) -> Tensor:
-        """(B, STEM_WIDTH, grid...) to (B, TOP_WIDTH, a quarter of the grid along each axis...)."""
+        """(B, stem width, grid...) to (B, top width, a quarter of the grid along each axis...)."""
         tokens = self.norm(self.down(channels_last(even(tokens.relu_()))).movedim(1, -1)).movedim(-1, 1)
         tokens = tokens + self.place
         mixed: Tensor = self.high(self.middle(channels_last(even(self.low(tokens)))))
@@ -141,15 +177,27 @@ class Body(nn.Module):
 
 
 class VolumeEncoder(nn.Module):
-    """Volumes of named sequences to one vector per study."""
+    """Volumes of named sequences to one vector per study; frozen, all but its last map stays as it is."""
 
     def __init__(
-        self, sequences: tuple[Sequence, ...], shape: tuple[int, int, int], width: int, dropout: float
+        self,
+        sequences: tuple[Sequence, ...],
+        shape: tuple[int, int, int],
+        width: int,
+        dropout: float,
+        name: ImageEncoderName = "cnn",
     ) -> None:
         super().__init__()
-        self.sequences = sequences
-        self.stem = PatchStem(len(sequences), shape, PATCH, STEM_WIDTH)
-        self.body = Body(self.stem.grid(), width, dropout)
+        self.sequences, self.name = sequences, name
+        self.stem = PatchStem(len(sequences), shape, PATCH, ENCODERS[name].stem)
+        self.body = Body(self.stem.grid(), ENCODERS[name], width, dropout)
+        self.kept: KeptTops | None = None
+
+    def freeze(self) -> None:
+        """Let nothing learn any more but the last map, which pre-training does not teach."""
+        self.requires_grad_(False)
+        self.body.pool.requires_grad_(True)
+        self.kept = KeptTops(self.encoded)
 
     def forward(
         self,
@@ -169,7 +217,17 @@ class VolumeEncoder(nn.Module):
         volume: UInt8[Tensor, "B C X Y Z"] | Float[Tensor, "B C X Y Z"],
         sequence_present: Bool[Tensor, "B C"],
     ) -> Tensor:
-        """Volumes to the body's top grid, (B, TOP_WIDTH, grid...), before it is pooled."""
+        """Volumes to the body's top grid, (B, top width, grid...), before it is pooled."""
+        if self.kept is None or volume.is_cuda:  # codes on a GPU would have to come back
+            return self.encoded(volume, sequence_present)
+        return self.kept.tops(volume, sequence_present)
+
+    def encoded(
+        self,
+        volume: UInt8[Tensor, "B C X Y Z"] | Float[Tensor, "B C X Y Z"],
+        sequence_present: Bool[Tensor, "B C"],
+    ) -> Tensor:
+        """What `top` returns, encoded now."""
         return self.body.top(self.stem(self.decoded(volume, sequence_present), sequence_present))
 
     def decoded(self, volume: Tensor, sequence_present: Bool[Tensor, "B C"]) -> Tensor:
@@ -188,8 +246,9 @@ class PlanesEncoder(nn.Module):
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
-        self.stem = PatchStem(NUM_PLANES, (PLANE_SIZE, PLANE_SIZE), PLANE_PATCH, STEM_WIDTH)
-        self.body = Body(self.stem.grid(), width, dropout)
+        size = ENCODERS["cnn"]  # whatever encodes the volumes: three planes ask for no more
+        self.stem = PatchStem(NUM_PLANES, (PLANE_SIZE, PLANE_SIZE), PLANE_PATCH, size.stem)
+        self.body = Body(self.stem.grid(), size, width, dropout)
 
     def forward(
         self, planes: UInt8[Tensor, "B P H W"], planes_present: Bool[Tensor, " B"]

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from willis.cohort.schema import Sequence
 from willis.models.losses import contrast_loss, gather_rows
 from willis.models.vision import (
-    BODY_WIDTH,
+    ENCODERS,
     PATCH,
-    TOP_WIDTH,
     Block,
+    EncoderSize,
+    ImageEncoderName,
     PatchStem,
     VolumeEncoder,
     channels_last,
@@ -98,20 +99,20 @@ class Decoder(nn.Module):
     such are slow on a CPU).
     """
 
-    def __init__(self, stem: PatchStem, num_sequences: int) -> None:
+    def __init__(self, stem: PatchStem, size: EncoderSize, num_sequences: int) -> None:
         super().__init__()
         self.doubled = tuple(math.ceil(edge / 2) for edge in stem.grid())
         self.padded = stem.padded
         x, y, z = PATCH
         self.twice = (2 * x, 2 * y, 2 * z)
         num_voxels = math.prod(self.twice)
-        self.up = nn.Linear(TOP_WIDTH, 8 * BODY_WIDTH)
-        self.mix = Block(BODY_WIDTH, 3)
-        self.paint = nn.Parameter(torch.randn(num_sequences, BODY_WIDTH, num_voxels) * 0.02)
+        self.up = nn.Linear(size.top, 8 * size.body)
+        self.mix = Block(size.body, 3)
+        self.paint = nn.Parameter(torch.randn(num_sequences, size.body, num_voxels) * 0.02)
         self.base = nn.Parameter(torch.zeros(num_sequences, num_voxels))
 
     def forward(self, top: Tensor, target: Int[Tensor, " B"]) -> Float[Tensor, "B X Y Z"]:
-        """(B, TOP_WIDTH, grid...) to padded volumes of the sequences that are asked for."""
+        """(B, top width, grid...) to padded volumes of the sequences that are asked for."""
         x, y, z = self.doubled
         tokens = self.mix(channels_last(_unpatched(self.up(top.movedim(1, -1)), (2, 2, 2))[:, :, :x, :y, :z]))
         chosen = nn.functional.one_hot(target, len(self.paint)).to(tokens.dtype)
@@ -125,12 +126,14 @@ class Decoder(nn.Module):
 class BrainMVP(nn.Module):
     """The network's own encoder of volumes, without its last map, and a decoder."""
 
-    def __init__(self, sequences: tuple[Sequence, ...], shape: Triple, block: int) -> None:
+    def __init__(
+        self, sequences: tuple[Sequence, ...], shape: Triple, block: int, name: ImageEncoderName = "cnn"
+    ) -> None:
         super().__init__()
         self.shape = shape
-        self.encoder = VolumeEncoder(sequences, shape, width=1, dropout=0.0)
+        self.encoder = VolumeEncoder(sequences, shape, width=1, dropout=0.0, name=name)
         self.encoder.body.pool = nn.Sequential()  # its width is the network's choice: contrast what it reads
-        self.decoder = Decoder(self.encoder.stem, len(sequences))
+        self.decoder = Decoder(self.encoder.stem, ENCODERS[name], len(sequences))
         x, y, z = PATCH
         self.block = block
         self.tokens_per_block = (block // x, block // y, block // z)

@@ -153,9 +153,14 @@ def pretrain_encoder(
 
 def trained_network(job: PretrainJob, state: TrainState[PretrainRecord]) -> BrainMVP:
     """The network as a finished run left it, ready to be looked at."""
-    network = BrainMVP(job.arrays.sequences, job.shape(), job.params.block)
+    network = new_network(job)
     network.load_state_dict(state.best)
     return network.eval()
+
+
+def new_network(job: PretrainJob) -> BrainMVP:
+    """The network of a run before its first step, initialised by torch's state of chance."""
+    return BrainMVP(job.arrays.sequences, job.shape(), job.params.block, job.params.image_encoder)
 
 
 def phase(params: PretrainParams, step: int, steps: int) -> tuple[bool, float]:
@@ -193,7 +198,7 @@ class _Run:
         self.job, self.world, self.on_tick = job, world, on_tick
         self.rows, self.validation = job.rows("train"), job.rows("validation")
         torch.manual_seed(job.params.seed)
-        self.network = BrainMVP(job.arrays.sequences, job.shape(), job.params.block)
+        self.network = new_network(job)
         start_templates(self.network.encoder, job.arrays, self.rows)
         self.network.to(world.device)
         self.model: nn.Module = self.network

@@ -27,12 +27,13 @@ class TrainState(Generic[R]):
     """A run after some epoch; R is what it records of one.
 
     Attributes:
-        network: parameters after the last epoch of `history`.
+        network: parameters after the last epoch of `history`, which the optimiser moves on.
         optimizer: its state.
-        best: parameters of the best epoch so far.
+        best: parameters of the best epoch so far, the ones to use; the teacher's where there is one.
         best_epoch: number of that epoch, from 0.
         history: one record per epoch so far.
         finished: no epoch is to come.
+        teacher: averaged parameters after the last epoch; None without semi-supervision.
     """
 
     network: dict[str, torch.Tensor]
@@ -41,6 +42,7 @@ class TrainState(Generic[R]):
     best_epoch: int
     history: tuple[R, ...]
     finished: bool
+    teacher: dict[str, torch.Tensor] | None = None
 
     @property
     def next_epoch(self) -> int:
@@ -93,14 +95,25 @@ class Checkpoints(Generic[R]):
                 return _unpack(torch.load(path / STATE, map_location="cpu", weights_only=True), self.record)
         return None
 
-    def restore(self, state: TrainState[R], network: torch.nn.Module) -> None:
-        """Put a state's parameters into a network.
+    def restore(
+        self, state: TrainState[R], network: torch.nn.Module, teacher: torch.nn.Module | None = None
+    ) -> None:
+        """Put a state's parameters into a network, and those of its teacher into the teacher.
 
         Raises:
-            BundleError: the checkpoint is of another architecture, as another version of the code may leave.
+            BundleError: the checkpoint is of another architecture, as another version of the code may leave,
+                or one of checkpoint and run has a teacher and the other has none.
         """
+        if (state.teacher is None) != (teacher is None):
+            held, asked = ("no", "one") if state.teacher is None else ("a", "none")
+            raise BundleError(
+                f"the newest checkpoint in {self.folder} holds {held} teacher and the run asks for {asked} "
+                "(params.yaml: train.semi_supervision); remove that folder and run the same command again"
+            )
         try:
             network.load_state_dict(state.network)
+            if teacher is not None and state.teacher is not None:
+                teacher.load_state_dict(state.teacher)
         except RuntimeError as error:
             first = " ".join(str(error).split())[:300]
             raise BundleError(
@@ -148,6 +161,7 @@ def _pack(state: TrainState[R]) -> dict[str, Any]:
         "best_epoch": state.best_epoch,
         "history": [record.model_dump() for record in state.history],
         "finished": state.finished,
+        "teacher": state.teacher,
     }
 
 

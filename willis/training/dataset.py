@@ -123,6 +123,8 @@ def fit_config(frame: "pd.DataFrame", arrays: StudyArrays, params: TrainParams) 
         fact_columns=fit_columns(records, facts) if params.image_facts else (),
         table_columns=fit_columns(records, clinical),
         text_encoder=params.text_encoder,
+        image_encoder=params.image_encoder,
+        table_encoder=params.table_encoder,
         use_modalities=params.use_modalities,
         fusion=params.fusion,
         width=params.width,
@@ -285,13 +287,13 @@ def collate(cases: Cases, share: Share, config: NetworkConfig) -> Batch:
     )
 
 
-def with_dropout(batch: Batch, share: Share, params: TrainParams, epoch: int) -> Batch:
-    """Drop modalities and sequences for training, row by row, by (seed, epoch, row)."""
+def with_dropout(batch: Batch, share: Share, params: TrainParams, epoch: int, view: int = 0) -> Batch:
+    """Drop modalities and sequences for training, row by row, by (seed, epoch, row) and which view it is."""
     from dataclasses import replace
 
     modalities, sequences = batch.modality_present.numpy().copy(), batch.sequence_present.numpy().copy()
     for place, row in enumerate(share.rows):
-        rng = np.random.default_rng([params.seed, epoch, 1 + int(row)])
+        rng = np.random.default_rng([params.seed, epoch, 1 + int(row), view])
         modalities[place] = dropped(modalities[place], params.modality_dropout, rng)
         sequences[place] = dropped(sequences[place], params.sequence_dropout, rng)
     return replace(

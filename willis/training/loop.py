@@ -32,6 +32,7 @@ from willis.training.dataset import (
     shares,
     with_dropout,
 )
+from willis.training.mean_teacher import Answers, MeanTeacher, ramp, with_consistency
 from willis.training.metrics import EpochRecord
 from willis.training.optimizer import learning_rate, make_optimizer
 from willis.training.start import class_weights, start
@@ -109,7 +110,7 @@ class Job:
 class StepResult:
     """What one optimisation step leaves behind; numbers are of the whole batch over all ranks."""
 
-    losses: tuple[float, float, float, float]
+    losses: dict[str, float]
     gradient_norm: float
     num_patients: float
     waited_s: float
@@ -127,7 +128,7 @@ def fit(job: Job, world: World, on_tick: OnTick = lambda tick: None) -> TrainSta
         The last state; `best` holds the parameters to use.
 
     Raises:
-        BundleError: the newest checkpoint is of another architecture.
+        BundleError: the newest checkpoint is of another architecture, or lacks the teacher.
         CohortError: nobody in training or validation has an outcome.
         StepError: the loss is no longer finite; names the batch.
     """
@@ -147,15 +148,18 @@ class _Run:
 
     def __init__(self, job: Job, world: World, on_tick: OnTick) -> None:
         self.job, self.world, self.on_tick = job, world, on_tick
-        labelled_only = not job.params.use_unlabelled
+        taught = job.params.semi_supervision == "src_mt"
+        labelled_only = not (taught or job.params.use_unlabelled)
         self.rows = job.cases.rows("train", labelled_only=labelled_only)
         self.validation = job.cases.rows("validation", labelled_only=True)
         weights = class_weights(job.cases, job.params)
         self.classes = weights and weights.to(world.device)
         torch.manual_seed(job.params.seed)
         self.network = TrimodalNetwork(job.config)
-        start(self.network, job.cases, self.rows, job.pretrained)
+        start(self.network, job.cases, self.rows, job.pretrained, freeze=job.params.freeze_image_encoder)
         self.network.to(world.device)
+        self.teacher = MeanTeacher(self.network, job.cases, job.params) if taught else None
+        self.kept = self.network if self.teacher is None else self.teacher.network
         self.model: nn.Module = self.network
         if world.size > 1:
             self.model = nn.parallel.DistributedDataParallel(
@@ -163,6 +167,7 @@ class _Run:
             )
         self.optimizer = make_optimizer(self.network, job.params)
         self.steps_per_epoch = num_steps(len(self.rows), job.params.batch_size)
+        self.steps = self.steps_per_epoch * job.params.epochs
 
     def resume(self) -> TrainState:
         """The newest whole checkpoint, or the start."""
@@ -170,7 +175,7 @@ class _Run:
         if state is None:
             weights = copied(self.network)
             return TrainState(weights, {}, weights, best_epoch=-1, history=(), finished=False)
-        self.job.checkpoints.restore(state, self.network)
+        self.job.checkpoints.restore(state, self.network, None if self.teacher is None else self.kept)
         if state.optimizer:
             self.optimizer.load_state_dict(state.optimizer)
         return state
@@ -187,17 +192,17 @@ class _Run:
         history = (*before.history, record)
         improved = before.best_epoch < 0 or is_better(record, history[before.best_epoch], params.stop_on)
         best_epoch = number if improved else before.best_epoch
-        weights = copied(self.network)
+        kept = copied(self.kept)
         finished = number + 1 == params.epochs or number - best_epoch >= params.patience
-        self.on_tick(Tick(number, (number + 1) * self.steps_per_epoch,
-                          params.epochs * self.steps_per_epoch, record))  # fmt: skip
+        self.on_tick(Tick(number, (number + 1) * self.steps_per_epoch, self.steps, record))
         return TrainState(
-            network=weights,
+            network=kept if self.teacher is None else copied(self.network),
             optimizer=self.optimizer.state_dict(),
-            best=weights if improved else before.best,
+            best=kept if improved else before.best,
             best_epoch=best_epoch,
             history=history,
             finished=finished,
+            teacher=None if self.teacher is None else kept,
         )
 
     def batches(self, epoch: int) -> Iterator[tuple[Share, Batch, float]]:
@@ -218,46 +223,53 @@ class _Run:
 
     def step(self, epoch: int, at: int, share: Share, batch: Batch, waited: float) -> StepResult:
         """One optimisation step."""
-        params = self.job.params
+        params, now = self.job.params, epoch * self.steps_per_epoch + at
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(params, epoch * self.steps_per_epoch + at,
-                                        params.epochs * self.steps_per_epoch)  # fmt: skip
-        batch = batch.to(self.world.device)
-        losses = self.losses(batch, epoch)
+            group["lr"] = learning_rate(params, now, self.steps)
+        losses = self.losses(share, batch.to(self.world.device), epoch, now)
         if not bool(torch.isfinite(losses.total)):
             raise StepError(_not_finite(epoch, at, share, losses))
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), params.clip_norm)
         self.optimizer.step()
-        self.on_tick(Tick(epoch, epoch * self.steps_per_epoch + at + 1, params.epochs * self.steps_per_epoch))
-        terms = (losses.total, losses.outcome, losses.contrast, losses.align)
+        if self.teacher is not None:
+            self.teacher.follow(self.network, now)
+        self.on_tick(Tick(epoch, now + 1, self.steps))
         return StepResult(
-            losses=tuple(float(term.detach()) for term in terms),  # type: ignore[arg-type]
+            losses=losses.numbers(),
             gradient_norm=float(norm),
             num_patients=float(share.weight.sum()),
             waited_s=waited,
         )
 
-    def losses(self, batch: Batch, epoch: int) -> Losses:
-        """Loss of the joined batch of all ranks."""
+    def losses(self, share: Share, batch: Batch, epoch: int, step: int) -> Losses:
+        """Loss of the joined batch of all ranks; `step` counts over all epochs."""
         params = self.job.params
         with arithmetic(params, self.world):
+            taught = None if self.teacher is None else self.teacher.answer(share, batch, epoch)
             output: Output = self.model(batch)
             scored = join_ranks(self.network.scored(batch, output))
         decay = params.lambda_contrast_decay**epoch
-        return total_loss(scored, params.lambda_contrast * decay, params.lambda_align, self.classes)
+        losses = total_loss(scored, params.lambda_contrast * decay, params.lambda_align, self.classes)
+        if taught is None:
+            return losses
+        answers = Answers.of(output, taught, batch.weight).joined()
+        return with_consistency(losses, answers, ramp(params, step, self.steps))
 
     def record(self, epoch: int, results: list[StepResult], seconds: float) -> EpochRecord:
         """Sum up one epoch and validate."""
-        means = np.mean([result.losses for result in results], axis=0)
+        means = np.mean([list(result.losses.values()) for result in results], axis=0)
+        terms = dict(zip(results[0].losses, means, strict=True))
         checked = self.validated()
         return EpochRecord(
             epoch=epoch,
-            loss=means[0],
-            outcome_loss=means[1],
-            contrast_loss=means[2],
-            align_loss=means[3],
+            loss=terms["total"],
+            outcome_loss=terms["outcome"],
+            contrast_loss=terms["contrast"],
+            align_loss=terms["align"],
+            consistency_loss=terms.get("consistency"),
+            relation_loss=terms.get("relation"),
             learning_rate=self.optimizer.param_groups[0]["lr"],
             gradient_norm=float(np.mean([result.gradient_norm for result in results])),
             num_patients=len(self.rows),
@@ -269,18 +281,18 @@ class _Run:
     @torch.no_grad()
     def validated(self) -> dict[str, float | None]:
         """Validation metrics over all ranks; every patient counts once, as it is (nothing dropped)."""
-        self.network.eval()
+        network = self.kept.eval()
         parts: list[list[Tensor]] = []
         size = self.job.params.batch_size
         for share in shares(self.validation, size, self.world.rank, self.world.size):
             batch = collate(self.job.cases, share, self.job.config).to(self.world.device)
             with arithmetic(self.job.params, self.world):
-                scored = join_ranks(self.network.scored(batch, self.network(batch)))
+                scored = join_ranks(network.scored(batch, network(batch)))
             pair = scored.pair
             tokens = [] if pair is None else [scored.paired, pair.image_token, pair.text_token, pair.scale]
             parts.append([scored.logit, scored.outcome, scored.grade, scored.weight, *tokens])
-        self.network.train()
-        offsets = None if self.network.grades is None else self.network.grades().float().cpu()
+        network.train()
+        offsets = None if network.grades is None else network.grades().float().cpu()
         return validation_metrics(parts, offsets)
 
 
@@ -327,11 +339,10 @@ def _check_splits(cases: Cases) -> None:
 
 def _not_finite(epoch: int, at: int, share: Share, losses: Losses) -> str:
     rows = ", ".join(str(row) for row in share.rows[share.weight > 0])
-    total, outcome, contrast, align = (
-        float(term.detach()) for term in (losses.total, losses.outcome, losses.contrast, losses.align)
-    )
+    terms = losses.numbers()
+    total = terms.pop("total")
+    said = ", ".join(f"{name} {value:g}" for name, value in terms.items())
     return (
-        f"the loss is {total:g} in epoch {epoch}, step {at} (outcome {outcome:g}, contrast {contrast:g}, "
-        f"alignment {align:g}); the batch is rows {rows} of training_table.parquet: "
-        "look for infinite values there, or lower params.yaml: train.learning_rate"
+        f"the loss is {total:g} in epoch {epoch}, step {at} ({said}); the batch is rows {rows} of "
+        "training_table.parquet: look for infinite values there, or lower params.yaml: train.learning_rate"
     )

@@ -16,6 +16,8 @@ class EpochRecord(BaseModel):
         val_auc: None when validation holds one class only.
         image_cosine: mean cosine between two patients' image tokens; near 1 means collapse.
         image_rank: effective rank of the image tokens; near 1 means collapse.
+        consistency_loss: of the student's and the teacher's predictions; None without semi-supervision.
+        relation_loss: of their relations between patients; None without semi-supervision.
         data_wait_share: share of the epoch's training time spent waiting for batches.
     """
 
@@ -26,6 +28,8 @@ class EpochRecord(BaseModel):
     outcome_loss: float
     contrast_loss: float
     align_loss: float
+    consistency_loss: float | None = None
+    relation_loss: float | None = None
     val_loss: float
     val_auc: float | None
     image_cosine: float | None = None

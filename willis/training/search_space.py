@@ -16,6 +16,7 @@ NOT_SEARCHED = {
     "stop_on": "it says which metric trials are compared by",
     "num_workers": "every trial is one process",
     "use_gpu": "it is the same for all trials",
+    "freeze_image_encoder": "a trial starts from no pre-trained weights",
     "threads_per_worker": "it is the same for all trials",
     "checkpoint_every": "it changes no model",
     "max_failures": "it changes no model",

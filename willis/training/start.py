@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from willis.cohort.schema import MODALITIES
+from willis.errors import ParamsError
 from willis.imaging.shards import StudyArrays
 from willis.models.losses import ClassWeights
 from willis.models.network import TrimodalNetwork
@@ -18,7 +19,14 @@ TEMPLATE_STUDIES = 24
 TOKEN_STUDIES = 200
 
 
-def start(network: TrimodalNetwork, cases: Cases, rows: Rows, pretrained: Path | None = None) -> None:
+def start(
+    network: TrimodalNetwork,
+    cases: Cases,
+    rows: Rows,
+    pretrained: Path | None = None,
+    *,
+    freeze: bool = False,
+) -> None:
     """Start templates at the mean brain, or the encoder where `pretrain` left it; centre the reports.
 
     Args:
@@ -26,18 +34,32 @@ def start(network: TrimodalNetwork, cases: Cases, rows: Rows, pretrained: Path |
         cases: all studies.
         rows: the training split's, the only ones looked at.
         pretrained: weights of `pretrain`, or None.
+        freeze: leave the volumes' encoder at those weights.
 
     Raises:
         BundleError: those weights are of another architecture, or damaged.
+        ParamsError: nothing taught the encoder that is to be frozen.
     """
     if network.image is not None:
         start_templates(network.image.volume, cases.arrays, rows)
         if pretrained is not None:
             load_encoder(network.image.volume, pretrained)
+        if freeze:
+            _freeze(network.image.volume, pretrained)
     if network.text is not None:
         with_report = rows[cases.modality_present[rows, MODALITIES.index("text")]]
         network.text.fit(torch.from_numpy(cases.text[with_report]))
         start_tokens(network, cases, with_report)
+
+
+def _freeze(encoder: VolumeEncoder, pretrained: Path | None) -> None:
+    if pretrained is None:
+        raise ParamsError(
+            "train.freeze_image_encoder is true and there are no pre-trained weights to keep; set "
+            "params.yaml: pretrain.method to brainmvp, run `willis pretrain` and `willis train --pretrained "
+            "FOLDER`, or set train.freeze_image_encoder to false"
+        )
+    encoder.freeze()
 
 
 def class_weights(cases: Cases, params: TrainParams) -> ClassWeights | None:
