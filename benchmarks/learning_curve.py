@@ -12,7 +12,7 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,12 +152,12 @@ class Curve:
                 yield (
                     common
                     | {"model": arm.name, "metric": "auc", "seconds": seconds}
-                    | _interval(value, draws)
+                    | interval_fields(value, draws)
                 )
             base, base_draws = areas.pop(reference)
             for name, (value, draws) in areas.items():
                 lead = {"model": f"{name} over {reference}", "metric": "auc_lead"}
-                yield common | lead | _interval(value - base, draws - base_draws)
+                yield common | lead | interval_fields(value - base, draws - base_draws)
 
     def _mean_area(self, runs: list[Cell], outcome: Numbers, counts: Numbers) -> tuple[float, Numbers]:
         """Mean AUC over seeds, and the same in every resample of patients."""
@@ -165,8 +165,7 @@ class Curve:
         for cell in runs:
             predicted = pd.read_parquet(self._path(cell)).set_index("patient_id")["p"]
             scores.append(predicted.loc[list(self.patients.tested)].to_numpy(np.float64))
-        value = float(np.mean([auc(outcome, score) for score in scores]))
-        return value, np.mean([auc_of_resamples(outcome, score, counts) for score in scores], axis=0)
+        return mean_area(outcome, scores, counts)
 
     def _run(self, cell: Cell) -> None:
         """Train, predict, and leave both files whole."""
@@ -197,7 +196,14 @@ class Curve:
         return found
 
 
-def _interval(value: float, draws: Numbers) -> dict[str, object]:
+def mean_area(outcome: Numbers, scores: Sequence[Numbers], counts: Numbers) -> tuple[float, Numbers]:
+    """Mean AUC of several scores of the same patients, and the same in every resample of patients."""
+    value = float(np.mean([auc(outcome, score) for score in scores]))
+    return value, np.mean([auc_of_resamples(outcome, score, counts) for score in scores], axis=0)
+
+
+def interval_fields(value: float, draws: Numbers) -> dict[str, object]:
+    """A value with its interval, as it stands in a row."""
     it = percentile_interval(value, draws, CONFIDENCE)
     return {"mean": it.value, "low": it.low, "high": it.high}
 
@@ -227,13 +233,18 @@ def folder_of(arguments: argparse.Namespace, *read: object) -> Path:
 
 def add_arguments(parser: argparse.ArgumentParser, name: str, labels: list[int], patients: int) -> None:
     """Add what every learning curve is asked for."""
+    add_size_arguments(parser, name, patients)
+    parser.add_argument("--labels", type=int, nargs="+", default=labels)
+
+
+def add_size_arguments(parser: argparse.ArgumentParser, name: str, patients: int) -> None:
+    """Add where a benchmark works, on how many patients, how often."""
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--work", type=Path, default=Path("build/bench") / name)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--preset", default="published", help="of the synthetic cohort")
     parser.add_argument("--patients", type=int, default=patients, help="of the cohort")
     parser.add_argument("--tested", type=int, default=1000, help="of them; the others are the pool")
-    parser.add_argument("--labels", type=int, nargs="+", default=labels)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, help="of training; params.yaml otherwise")
 

@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -22,9 +23,23 @@ from rich.table import Table
 
 from benchmarks.prepared import prepared
 from infra.local.source import source_of
-from willis.evaluation.folds import TASK, evaluate_folds
+from willis.evaluation.folds import evaluate_folds
+from willis.evaluation.patients import Cohort
+from willis.evaluation.plans import TASK, Plan, read_folds
 from willis.evaluation.results import FoldsResult
-from willis.params import ReportParams, load_params
+from willis.params import Params, ReportParams, load_params
+
+WORK = Path("build/bench/real_patients")
+
+
+@dataclass(frozen=True)
+class RealPatients:
+    """The patients as arrays and a training table, the parameters that made them, and who tests whom."""
+
+    ingest: Path
+    features: Path
+    params: Params
+    plan: Plan
 
 
 def main() -> None:
@@ -32,29 +47,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--data", type=Path, default=None, help="the derived SOOP set with folds.tsv")
-    parser.add_argument("--work", type=Path, default=Path("build/bench/real_patients"))
+    parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--repeats", type=int, default=1, help="of 5 folds each")
     arguments = parser.parse_args()
     started = time.perf_counter()
-    found = measure(_data(arguments.data), arguments.work.resolve(), arguments.params, arguments.repeats)
+    work = arguments.work.resolve()
+    patients = prepared_patients(data_folder(arguments.data), work, arguments.params, arguments.repeats)
+    found = cross_validated(patients, work / "folds")
     rows = rows_of(found, time.perf_counter() - started)
-    _show(rows)
+    show(rows)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def measure(data: Path, work: Path, params_file: Path, repeats: int) -> FoldsResult:
-    """Bring the patients to arrays and a training table once, facts as reports, and cross-validate."""
+def prepared_patients(data: Path, work: Path, params_file: Path, repeats: int) -> RealPatients:
+    """Bring the patients to arrays and a training table once, facts as reports, and read their folds."""
     params = load_params(params_file).model_copy(update={"report": ReportParams(writer="facts")})
     source = source_of(f"soop:{data}", work, params)
     source.make()
     ingest, features = prepared(source.cohort, source.params, work / "prepared")
-    return evaluate_folds(
-        ingest, features, data / "folds.tsv", TASK, work / "folds",
-        source.params.train, repeats=repeats, pretrain=source.params.pretrain,
-    )  # fmt: skip
+    plan = read_folds(data / "folds.tsv", TASK, Cohort.read(ingest, features).frame, repeats)
+    return RealPatients(ingest, features, source.params, plan)
+
+
+def cross_validated(patients: RealPatients, out: Path) -> FoldsResult:
+    """Train and test the network and the classical rivals, fold by fold, going on from `out`."""
+    train, pretrain = patients.params.train, patients.params.pretrain
+    return evaluate_folds(patients.ingest, patients.features, patients.plan, out, train, pretrain=pretrain)
 
 
 def rows_of(found: FoldsResult, seconds: float) -> list[dict[str, object]]:
@@ -68,11 +89,13 @@ def rows_of(found: FoldsResult, seconds: float) -> list[dict[str, object]]:
     ]
 
 
-def _data(given: Path | None) -> Path:
+def data_folder(given: Path | None) -> Path:
+    """Return the folder of the command line, or the one beside the project."""
     return given or Path(os.environ.get("WILLIS_DATA_DIR", "../shared/data")) / "soop"
 
 
-def _show(rows: list[dict[str, object]]) -> None:
+def show(rows: list[dict[str, object]]) -> None:
+    """Print the rows as a table."""
     table = Table("model", "metric", "mean", "95 % interval", "patients")
     for row in rows:
         interval = f"{row['low']:.3f} to {row['high']:.3f}"

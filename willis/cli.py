@@ -6,7 +6,7 @@ Nothing heavy is imported before a sub-command runs, so that `willis --help` ans
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -168,26 +168,63 @@ def evaluate(
     ] = None,
     model: Annotated[Path | None, typer.Option("--model", help="Output folder of `willis train`.")] = None,
     folds: Annotated[Path | None, typer.Option(help="TSV: task, repeat, fold, participant_id.")] = None,
-    task: Annotated[str, typer.Option(help="Task in the folds file.")] = "poor_outcome",
+    by: Annotated[
+        Literal["site", "period"] | None,
+        typer.Option(help="Test each site by the others, or each period by those before it."),
+    ] = None,
+    task: Annotated[
+        str, typer.Option(help="Task in the folds file: poor_outcome or nihss.")
+    ] = "poor_outcome",
     repeats: Annotated[int | None, typer.Option(help="Use the first N repeats of the folds file.")] = None,
     params: ParamsFile = DEFAULT_PARAMS,
     as_json: AsJson = False,
 ) -> None:
-    """Judge the model on the test split; with --folds, cross-validate it beside rivals (resumes)."""
+    """Judge the model on the test split; with --folds or --by, train and test it beside rivals (resumes)."""
     from willis.errors import ParamsError
     from willis.evaluation.folds import evaluate_folds
+    from willis.evaluation.patients import Cohort
+    from willis.evaluation.plans import NIHSS, folds_by, read_folds
+    from willis.evaluation.severity import evaluate_severity
     from willis.steps.evaluate import evaluate as step
 
     loaded = _params(params)
-    if folds is not None:
-        found = evaluate_folds(
-            ingest, features, folds, task, out, loaded.train, repeats=repeats, pretrain=loaded.pretrain
-        )
-        _show(found, as_json)
-    elif cohort and model:
+    if cohort and model and not (folds or by):
         _show(step(cohort, ingest, features, model, out, loaded.evaluate), as_json)
+        return
+    if folds and not by:
+        plan = read_folds(folds, task, Cohort.read(ingest, features).frame, repeats)
+        if task == NIHSS:
+            _show(evaluate_severity(ingest, features, plan, out, loaded.train), as_json)
+            return
+    elif by and not folds:
+        plan = folds_by(by, Cohort.read(ingest, features).frame)
     else:
-        raise ParamsError("evaluate needs --cohort and --model for the test split, or --folds FILE")
+        raise ParamsError(
+            "evaluate needs --cohort and --model for the test split, or one of --folds FILE, --by site and "
+            "--by period"
+        )
+    _show(evaluate_folds(ingest, features, plan, out, loaded.train, pretrain=loaded.pretrain), as_json)
+
+
+@app.command("learning-curve")
+def learning_curve(
+    ingest: Ingested,
+    features: Features,
+    out: Out,
+    labels: Annotated[list[int], typer.Option(min=10, help="Patients to learn from; give it several times.")],
+    repeats: Annotated[int, typer.Option(min=1, help="Draws of each number; their AUCs are averaged.")] = 3,
+    params: ParamsFile = DEFAULT_PARAMS,
+    as_json: AsJson = False,
+) -> None:
+    """Train on ever more patients beside rivals: what would more labelled patients bring? (resumes)
+
+    For example: willis learning-curve --ingest data/ingest --features data/featurize
+    --out build/curve --labels 50 --labels 100 --labels 200
+    """
+    from willis.evaluation.learning_curve import learning_curve as measure
+
+    loaded = _params(params)
+    _show(measure(ingest, features, labels, repeats, out, loaded.train, pretrain=loaded.pretrain), as_json)
 
 
 @app.command()

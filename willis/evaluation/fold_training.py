@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -16,6 +17,27 @@ from willis.pretraining.loop import PretrainJob, pretrain_encoder, trained_netwo
 from willis.training.dataset import fit_config, read_cases, read_table
 from willis.training.loop import Job, World, fit
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Target(Protocol):
+    """An ordinal scale in the place of the Rankin scale."""
+
+    @property
+    def num_cuts(self) -> int:
+        """How often it is cut."""
+        ...
+
+    @property
+    def poor_from(self) -> int:
+        """The grade from which an outcome is poor."""
+        ...
+
+    def table(self, frame: "pd.DataFrame") -> "pd.DataFrame":
+        """Put its grades into `mrs`, the upper ones into `poor_outcome`; drop what may not be known."""
+        ...
+
 
 def train_fold(
     ingest: Path,
@@ -25,6 +47,7 @@ def train_fold(
     embeddings: Path,
     params: TrainParams,
     pretrained: Path | None = None,
+    target: Target | None = None,
 ) -> Predictor:
     """Train on the patients that `split` calls train, stop early on those that it calls validation.
 
@@ -36,11 +59,15 @@ def train_fold(
         embeddings: cache of text embeddings, shared by all folds (the text encoder is frozen).
         params: section `train`.
         pretrained: weights that the volumes' encoder starts from.
+        target: what is learned in the place of the outcome.
     """
     arrays = StudyArrays.open(ingest)
     frame = read_table(features, arrays)
     frame = frame.assign(split=frame["patient_id"].astype(str).map(dict(split)).fillna("unused"))
+    frame = target.table(frame) if target else frame
     config = fit_config(frame, arrays, params)
+    if target:
+        config = config.model_copy(update={"num_cuts": target.num_cuts, "poor_from": target.poor_from})
     encoder = TextEncoder.load(params.text_encoder, embeddings)
     reads = "text" in params.use_modalities
     cases = read_cases(frame, arrays, config, encoder if reads else None)

@@ -1,4 +1,4 @@
-"""Cross-validation on given folds: our network beside classical rivals, on the same patients.
+"""Cross-validation on a plan: our network beside classical rivals, on the same patients.
 
 Outside the pipeline's graph. Each (model, repeat, fold) leaves one file of predictions, written whole; a run
 that was killed goes on with the first one that is missing, and inside it from its newest checkpoint.
@@ -7,14 +7,12 @@ that was killed goes on with the first one that is missing, and inside it from i
 import hashlib
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from willis.errors import CohortError, ParamsError
 from willis.evaluation.baselines import KINDS, Kind, fact_columns, fit_baseline, table_columns
 from willis.evaluation.metrics import (
     Numbers,
@@ -24,73 +22,51 @@ from willis.evaluation.metrics import (
     percentile_interval,
 )
 from willis.evaluation.patients import Cohort
-from willis.evaluation.results import FoldsResult, Lead, ModelOnFolds
+from willis.evaluation.plans import TASK, Fold, Plan
+from willis.evaluation.results import FoldAreas, FoldsResult, Lead, ModelOnFolds
 from willis.params import PretrainParams, TrainParams
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TASK = "poor_outcome"
 OURS: Literal["willis"] = "willis"
 Model: TypeAlias = Kind | Literal["willis"]
 MODELS: tuple[Model, ...] = (*KINDS, OURS)
+M = TypeVar("M", bound=str)
 VALIDATION_SHARE = 0.15
 NUM_BOOTSTRAP = 2000
 CONFIDENCE = 0.95
 NO_PRETRAINING = PretrainParams(method="none")
 
 
-@dataclass(frozen=True)
-class Fold:
-    """One fold of one repeat: who is tested; everybody else of the repeat is trained on."""
-
-    repeat: int
-    number: int
-    test: tuple[str, ...]
-    train: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """For files and messages."""
-        return f"r{self.repeat}-f{self.number}"
-
-
 def evaluate_folds(
     ingest: Path,
     features: Path,
-    folds: Path,
-    task: str,
+    plan: Plan,
     out: Path,
     params: TrainParams,
     *,
-    repeats: int | None = None,
     pretrain: PretrainParams = NO_PRETRAINING,
 ) -> FoldsResult:
-    """Train and test on given folds.
+    """Train and test fold by fold.
 
     Args:
         ingest: output of `ingest`.
         features: output of `featurize`.
-        folds: TSV with columns task, repeat, fold, participant_id.
-        task: rows of `folds` to use; only `poor_outcome` is known.
+        plan: who is tested by whom (`willis.evaluation.plans`).
         out: folder for folds.json and predictions per (model, repeat, fold), which a later run goes on from.
         params: section `train` of params.yaml; each fold is trained in this process, not on Ray.
-        repeats: use only the first so many repeats.
         pretrain: section `pretrain`; each fold's encoder learns from all patients whom it does not test.
 
     Returns:
         Mean AUC over folds per model and the network's paired lead over each; also folds.json.
-
-    Raises:
-        ParamsError: the file, its columns or the task are not there.
-        CohortError: too few of its patients were ingested, or a fold has one class.
     """
     cohort = Cohort.read(ingest, features)
-    plan, absent = read_folds(folds, task, cohort.frame, repeats)
-    digest = hashlib.sha256(folds.read_bytes() + (ingest / "ingest.json").read_bytes())
-    digest.update((features / "training_table.parquet").read_bytes())
-    for model, fold in _with_progress([(m, f) for f in plan for m in MODELS]):
-        path = _path(out, digest.hexdigest(), model, fold, params, pretrain)
+    summed = hashlib.sha256(plan.digest().encode() + (ingest / "ingest.json").read_bytes())
+    summed.update((features / "training_table.parquet").read_bytes())
+    digest = summed.hexdigest()
+    for model, fold in with_progress([(m, f) for f in plan.folds for m in MODELS]):
+        path = _path(out, digest, model, fold, params, pretrain)
         if not path.exists():
             work = out / "work" / f"{path.parent.name}-{fold.name}"
             rows = (
@@ -100,75 +76,19 @@ def evaluate_folds(
             )
             _write(path, rows)
             shutil.rmtree(work, ignore_errors=True)
-    outcome, predictions, member = _collect(plan, cohort, out, digest.hexdigest(), params, pretrain)
-    result = summarise(outcome, predictions, member, absent, params.seed)
+    outcome, predictions, member = _collect(plan, cohort, out, digest, params, pretrain)
+    result = summarise(outcome, predictions, member, plan, params.seed)
     partial = out / ".folds.json.partial"
     partial.write_text(result.model_dump_json(indent=2) + "\n")
     partial.replace(out / "folds.json")
     return result
 
 
-def read_folds(
-    path: Path, task: str, frame: "pd.DataFrame", repeats: int | None = None
-) -> tuple[list[Fold], tuple[str, ...]]:
-    """Read the plan and leave out patients who were not ingested.
-
-    Args:
-        path: the TSV.
-        task: which rows.
-        frame: patients with `patient_id` and `poor_outcome`.
-        repeats: use only the first so many.
-
-    Returns:
-        Folds in order, and who was left out.
-
-    Raises:
-        ParamsError: no such file, column or task.
-        CohortError: half or more of the patients are absent, or a fold has one class.
-    """
-    import pandas as pd
-
-    if not path.is_file():
-        raise ParamsError(
-            f"{path} does not exist; give a TSV with columns task, repeat, fold, participant_id"
-        )
-    plan = pd.read_csv(path, sep="\t", dtype=str)
-    missing = {"task", "repeat", "fold", "participant_id"} - set(plan.columns)
-    if missing:
-        raise ParamsError(f"{path} lacks columns {sorted(missing)}; it has {list(plan.columns)}")
-    if task != TASK or task not in set(plan["task"]):
-        raise ParamsError(
-            f"task is {task!r}; {path} has {sorted(set(plan['task']))}, and only {TASK!r} can be evaluated"
-        )
-    plan = plan[plan["task"] == task]
-    twice = plan.duplicated(["repeat", "participant_id"])
-    if twice.any():
-        first = plan[twice].iloc[0]
-        raise ParamsError(
-            f"{path}: {first['participant_id']!r} is in two folds of repeat {first['repeat']}; "
-            "each patient is tested once per repeat"
-        )
-    known = frame.loc[frame["poor_outcome"].notna(), ["patient_id", "poor_outcome"]]
-    outcome = dict(zip(known["patient_id"].astype(str), known["poor_outcome"].astype(float), strict=True))
-    there = plan["participant_id"].isin(list(outcome))
-    absent = tuple(sorted(set(plan.loc[~there, "participant_id"])))
-    if there.mean() <= 0.5:
-        raise CohortError(
-            f"{len(absent)} patients of {path} have no outcome among the ingested, first {absent[0]!r}; "
-            "these folds are of another cohort"
-        )
-    found = sorted(_folds(plan[there]), key=lambda fold: (fold.repeat, fold.number))
-    kept = [fold for fold in found if repeats is None or fold.repeat < repeats]
-    for fold in kept:
-        _check(fold, outcome, path)
-    return kept, absent
-
-
 def summarise(
     outcome: Numbers,
     predictions: dict[str, Numbers],
     member: npt.NDArray[np.int64],
-    absent: tuple[str, ...],
+    plan: Plan,
     seed: int,
 ) -> FoldsResult:
     """Mean AUC over folds with its interval, and paired leads.
@@ -177,7 +97,7 @@ def summarise(
         outcome: (n,) zeros and ones.
         predictions: model -> (repeats, n) out-of-fold probabilities.
         member: (repeats, n), the fold in which each patient was tested.
-        absent: patients of the plan who could not be used.
+        plan: the folds, in order.
         seed: of the bootstrap, which draws patients and keeps them across folds, repeats and models.
     """
     counts = bootstrap_counts(outcome.size, NUM_BOOTSTRAP, seed)
@@ -190,7 +110,8 @@ def summarise(
         num_poor=int(outcome.sum()),
         num_repeats=len(member),
         num_folds=int(member.max()) + 1,
-        absent=absent,
+        absent=plan.absent,
+        untested=plan.untested,
         models=tuple(
             ModelOnFolds(
                 name=name,
@@ -208,7 +129,36 @@ def summarise(
             for name in predictions
             if name != OURS and OURS in predictions
         ),
+        folds=tuple(_by_fold(outcome, predictions, member, counts, plan)),
     )
+
+
+def _by_fold(
+    outcome: Numbers,
+    predictions: dict[str, Numbers],
+    member: npt.NDArray[np.int64],
+    counts: Numbers,
+    plan: Plan,
+) -> Iterator[FoldAreas]:
+    """AUC of every model in every fold of its own."""
+    repeats = sorted({fold.repeat for fold in plan.folds})
+    for fold in plan.folds:
+        row = repeats.index(fold.repeat)
+        here = member[row] == fold.number
+        yield FoldAreas(
+            label=fold.label,
+            num_training=len(fold.train),
+            num_tested=int(here.sum()),
+            num_poor=int(outcome[here].sum()),
+            auc={
+                name: percentile_interval(
+                    auc(outcome[here], p[row, here]),
+                    auc_of_resamples(outcome[here], p[row, here], counts[:, here]),
+                    CONFIDENCE,
+                )
+                for name, p in predictions.items()
+            },
+        )
 
 
 def fold_areas(outcome: Numbers, predictions: Numbers, member: npt.NDArray[np.int64]) -> Numbers:
@@ -225,13 +175,19 @@ def fold_areas(outcome: Numbers, predictions: Numbers, member: npt.NDArray[np.in
 def mean_area_draws(
     outcome: Numbers, predictions: Numbers, member: npt.NDArray[np.int64], counts: Numbers
 ) -> Numbers:
-    """Mean AUC over all folds in every resample of patients, shape (b,)."""
+    """Mean AUC over all folds in every resample of patients, shape (b,).
+
+    A fold that a resample leaves with one class is left out of its mean; NaN where that is every fold.
+    """
     found = [
         auc_of_resamples(outcome[row == k], p[row == k], counts[:, row == k])
         for p, row in zip(predictions, member, strict=True)
         for k in np.unique(row)
     ]
-    return np.asarray(np.nanmean(np.stack(found), axis=0))
+    areas = np.stack(found)
+    known = ~np.isnan(areas)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(known, areas, 0).sum(axis=0) / known.sum(axis=0))
 
 
 def validation_of(train: tuple[str, ...], outcome: dict[str, float], seed: int) -> frozenset[str]:
@@ -245,24 +201,6 @@ def validation_of(train: tuple[str, ...], outcome: dict[str, float], seed: int) 
         of_class = sorted((p for p in train if outcome[p] == value), key=place)
         chosen.update(of_class[: max(1, round(VALIDATION_SHARE * len(of_class)))])
     return frozenset(chosen)
-
-
-def _folds(plan: "pd.DataFrame") -> Iterator[Fold]:
-    for repeat, number in plan[["repeat", "fold"]].drop_duplicates().itertuples(index=False):
-        rows = plan[plan["repeat"] == repeat]
-        tested = rows["fold"] == number
-        test, train = (tuple(rows.loc[part, "participant_id"]) for part in (tested, ~tested))
-        yield Fold(int(repeat), int(number), test, train)
-
-
-def _check(fold: Fold, outcome: dict[str, float], path: Path) -> None:
-    for part, patients in (("test", fold.test), ("training", fold.train)):
-        num_poor = sum(outcome[p] for p in patients)
-        if num_poor in (0, len(patients)):
-            raise CohortError(
-                f"{path}: {part} part of fold {fold.name} has {len(patients)} patients, {num_poor:g} of them "
-                "poor; both classes must occur (fewer patients than folds?)"
-            )
 
 
 def _path(
@@ -313,28 +251,27 @@ def _by_network(
 
 
 def _collect(
-    plan: list[Fold], cohort: Cohort, out: Path, data: str, params: TrainParams, pretrain: PretrainParams
+    plan: Plan, cohort: Cohort, out: Path, data: str, params: TrainParams, pretrain: PretrainParams
 ) -> tuple[Numbers, dict[str, Numbers], npt.NDArray[np.int64]]:
     import pandas as pd
 
-    patients = sorted({patient for fold in plan for patient in fold.test})
+    patients = sorted({patient for fold in plan.folds for patient in fold.test})
     place = {patient: k for k, patient in enumerate(patients)}
-    repeats = sorted({fold.repeat for fold in plan})
+    repeats = sorted({fold.repeat for fold in plan.folds})
     member = np.full((len(repeats), len(patients)), -1)
     found: dict[str, Numbers] = {model: np.full(member.shape, np.nan) for model in MODELS}
-    for fold in plan:
+    for fold in plan.folds:
         row = repeats.index(fold.repeat)
         member[row, [place[p] for p in fold.test]] = fold.number
         for model in MODELS:
             rows = pd.read_parquet(_path(out, data, model, fold, params, pretrain))
             found[model][row, [place[p] for p in rows["patient_id"]]] = rows["p"]
-    if (member < 0).any():
-        raise CohortError(f"{int((member < 0).any(axis=0).sum())} patients are not tested in every repeat")
     outcome = cohort.frame.set_index("patient_id").loc[patients, "poor_outcome"].to_numpy(np.float64)
     return outcome, found, member
 
 
-def _with_progress(todo: list[tuple[Model, Fold]]) -> Iterator[tuple[Model, Fold]]:
+def with_progress(todo: list[tuple[M, Fold]]) -> Iterator[tuple[M, Fold]]:
+    """Yield what is to be done with a bar that names it."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     with Progress(TextColumn("folds"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),

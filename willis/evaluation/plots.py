@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from willis.evaluation.metrics import Numbers, auc
-from willis.evaluation.results import CalibrationResult, DecisionCurve, ModalityShare
+from willis.evaluation.results import CalibrationResult, DecisionCurve, LearningCurve, ModalityShare
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -131,6 +131,35 @@ def draw_decision(path: Path, curve: DecisionCurve) -> None:
     axes.set_title("Decision curve; higher is better", fontsize=10.5)
     axes.legend(fontsize=9, frameon=False, loc="upper right")
     _save(figure, path, "Decision curve: net benefit per patient over threshold probabilities")
+
+
+def draw_learning_curve(path: Path, curve: LearningCurve) -> None:
+    """AUC of each model over the number of patients it learned from; the network's interval is shaded."""
+    figure, axes = _canvas(*_SQUARE)
+    numbers = [point.num_labels for point in curve.points]
+    rivals = iter(RIVALS)
+    labels = []
+    for name in (model.name for model in curve.points[0].result.models):
+        areas = [next(m.auc for m in point.result.models if m.name == name) for point in curve.points]
+        ours = name == "willis"
+        colour, dashes = (MODEL, "-") if ours else next(rivals)
+        label = f"{'Willis' if ours else name}: {areas[0].value:.3f} to {areas[-1].value:.3f}"
+        axes.plot(
+            numbers, [it.value for it in areas], marker="o", markersize=5, color=colour, linestyle=dashes,
+            linewidth=2.4 if ours else 1.4, label=label,
+        )  # fmt: skip
+        if ours:
+            low, high = [it.low for it in areas], [it.high for it in areas]
+            axes.fill_between(numbers, low, high, color=colour, alpha=0.12, linewidth=0)
+        labels.append(label)
+    axes.set_xscale("log")
+    axes.set_xticks(numbers, [str(number) for number in numbers])
+    axes.minorticks_off()
+    axes.set(xlabel="patients to learn from", ylabel="AUC")
+    title = f"Learning curve, {curve.points[0].result.num_patients} test patients"
+    axes.set_title(title, fontsize=10.5)
+    figure.legend(fontsize=9, frameon=False, loc="outside lower center")
+    _save(figure, path, f"{title}: {'; '.join(labels)}")
 
 
 def draw_attribution(path: Path, shares: Mapping[str, Numbers], means: tuple[ModalityShare, ...]) -> None:

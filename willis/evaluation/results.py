@@ -238,8 +238,27 @@ class Lead(Result):
     auc: Interval
 
 
+class FoldAreas(Result):
+    """One fold: how many were trained on and tested, and the AUC of each model there.
+
+    Attributes:
+        label: what the tested patients share: a fold's number, a site, a period.
+    """
+
+    label: str
+    num_training: int
+    num_tested: int
+    num_poor: int
+    auc: dict[str, Interval]
+
+
 class FoldsResult(Result):
-    """Cross-validation on given folds; folds.json."""
+    """Cross-validation on given folds, sites or periods; folds.json.
+
+    Attributes:
+        absent: patients of a folds file who could not be used.
+        untested: sites that are trained on but have no AUC, with the reason.
+    """
 
     task: str
     num_patients: int
@@ -247,5 +266,43 @@ class FoldsResult(Result):
     num_repeats: int
     num_folds: int
     absent: tuple[str, ...]
+    untested: tuple[str, ...]
     models: tuple[ModelOnFolds, ...]
     leads: tuple[Lead, ...]
+    folds: tuple[FoldAreas, ...]
+
+
+class LearningPoint(Result):
+    """What so many patients to learn from give; the folds are draws of them."""
+
+    num_labels: int
+    result: FoldsResult
+
+
+class LearningCurve(Result):
+    """AUC against patients; learning_curve.json."""
+
+    points: tuple[LearningPoint, ...]
+
+
+class SeverityModel(Result):
+    """One model's correlation with NIHSS, mean over repeats, with its interval over patients."""
+
+    name: str
+    r: Interval
+
+
+class SeverityLead(Result):
+    """The network's paired lead over a rival."""
+
+    over: str
+    r: Interval
+
+
+class SeverityResult(Result):
+    """NIHSS from image, report and age on given folds; severity.json."""
+
+    num_patients: int
+    num_repeats: int
+    models: tuple[SeverityModel, ...]
+    leads: tuple[SeverityLead, ...]

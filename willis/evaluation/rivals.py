@@ -26,7 +26,8 @@ NEEDS_TRAINING = (
     ("L_con off", "needs a training run of its own (params.yaml: train.lambda_contrast: 0)"),
     ("L_align off", "needs a training run of its own (params.yaml: train.lambda_align: 0)"),
     ("L_con and L_align off", "needs a training run of its own (both 0)"),
-    ("later period and leave-one-site-out", "needs training on other splits (`willis evaluate --folds`)"),
+    ("leave-one-site-out", "needs training on other splits (`willis evaluate --by site`)"),
+    ("later periods", "needs training on other splits (`willis evaluate --by period`)"),
 )
 
 
