@@ -20,7 +20,10 @@ from willis.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-SOURCES = [*PAGES, REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "benchmarks").glob("[!_]*.py"))]
+BENCHMARKS = [
+    path for kind in ("[!_]*.py", "*/__main__.py") for path in sorted((REPOSITORY / "benchmarks").glob(kind))
+]
+SOURCES = [*PAGES, REPOSITORY / "CONTRIBUTING.md", *BENCHMARKS]
 # On a line of their own, or between backquotes in a sentence.
 LINE = re.compile(r"^ {4}((?:willis|make|python -m) .+)$", re.MULTILINE)
 QUOTED = re.compile(r"`((?:make|python -m) [^`\n]+)`")
@@ -114,7 +117,9 @@ def _parse_module(name: str, words: list[str]) -> None:
             parser.error(f"unrecognised: {unknown}")
         raise _ParsedError
 
-    assert find_spec(name) is not None, f"there is no module {name}"
+    found = find_spec(name)
+    assert found is not None, f"there is no module {name}"
+    name += ".__main__" if found.submodule_search_locations else ""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(_ParsedError):
         patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
         importlib.import_module(name).main()
