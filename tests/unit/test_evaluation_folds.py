@@ -239,10 +239,10 @@ def test_every_fold_has_the_area_of_its_own_patients(predicted):
     assert [fold.label for fold in found] == [f"{r}-{k}" for r in range(2) for k in range(4)]
     second = member[1] == 2
     assert (found[6].num_training, found[6].num_tested, found[6].num_poor) == (90, 30, outcome[second].sum())
-    for name, p in predictions.items():
-        interval = found[6].auc[name]
-        assert interval.value == pytest.approx(roc_auc_score(outcome[second], p[1][second]))
-        assert interval.low < interval.value < interval.high
+    for model in found[6].models:
+        expected = roc_auc_score(outcome[second], predictions[model.name][1][second])
+        assert model.auc.value == pytest.approx(expected)
+        assert model.auc.low < model.auc.value < model.auc.high
 
 
 def test_the_mean_over_folds_is_that_of_sklearn(predicted):

@@ -23,7 +23,7 @@ from willis.evaluation.metrics import (
 )
 from willis.evaluation.patients import Cohort
 from willis.evaluation.plans import TASK, Fold, Plan
-from willis.evaluation.results import FoldAreas, FoldsResult, Lead, ModelOnFolds
+from willis.evaluation.results import AreaInFold, FoldAreas, FoldsResult, Interval, Lead, ModelOnFolds
 from willis.params import PretrainParams, TrainParams
 
 if TYPE_CHECKING:
@@ -150,15 +150,15 @@ def _by_fold(
             num_training=len(fold.train),
             num_tested=int(here.sum()),
             num_poor=int(outcome[here].sum()),
-            auc={
-                name: percentile_interval(
-                    auc(outcome[here], p[row, here]),
-                    auc_of_resamples(outcome[here], p[row, here], counts[:, here]),
-                    CONFIDENCE,
-                )
+            models=tuple(
+                AreaInFold(name=name, auc=_area(outcome[here], p[row, here], counts[:, here]))
                 for name, p in predictions.items()
-            },
+            ),
         )
+
+
+def _area(outcome: Numbers, p: Numbers, counts: Numbers) -> Interval:
+    return percentile_interval(auc(outcome, p), auc_of_resamples(outcome, p, counts), CONFIDENCE)
 
 
 def fold_areas(outcome: Numbers, predictions: Numbers, member: npt.NDArray[np.int64]) -> Numbers:

@@ -238,6 +238,13 @@ class Lead(Result):
     auc: Interval
 
 
+class AreaInFold(Result):
+    """AUC of one model on the patients of one fold."""
+
+    name: str
+    auc: Interval
+
+
 class FoldAreas(Result):
     """One fold: how many were trained on and tested, and the AUC of each model there.
 
@@ -249,7 +256,7 @@ class FoldAreas(Result):
     num_training: int
     num_tested: int
     num_poor: int
-    auc: dict[str, Interval]
+    models: tuple[AreaInFold, ...]
 
 
 class FoldsResult(Result):
