@@ -13,8 +13,7 @@ import time
 from pathlib import Path
 
 from benchmarks.real_patients import WORK, data_folder, prepared_patients, show
-from willis.evaluation.patients import Cohort
-from willis.evaluation.plans import NIHSS, read_folds
+from willis.evaluation.plans import NIHSS
 from willis.evaluation.results import SeverityResult
 from willis.evaluation.severity import evaluate_severity
 
@@ -30,10 +29,10 @@ def main() -> None:
     arguments = parser.parse_args()
     started = time.perf_counter()
     data, work = data_folder(arguments.data), arguments.work.resolve()
-    patients = prepared_patients(data, work, arguments.params, repeats=1)
-    frame = Cohort.read(patients.ingest, patients.features).frame
-    plan = read_folds(data / "folds.tsv", NIHSS, frame, arguments.repeats)
-    found = evaluate_severity(patients.ingest, patients.features, plan, work / "nihss", patients.params.train)
+    patients = prepared_patients(data, work, arguments.params, arguments.repeats, NIHSS)
+    found = evaluate_severity(
+        patients.ingest, patients.features, patients.plan, work / "nihss", patients.params.train
+    )
     rows = rows_of(found, time.perf_counter() - started)
     show(rows)
     if arguments.json:

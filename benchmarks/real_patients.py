@@ -62,13 +62,15 @@ def main() -> None:
         arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def prepared_patients(data: Path, work: Path, params_file: Path, repeats: int) -> RealPatients:
-    """Bring the patients to arrays and a training table once, facts as reports, and read their folds."""
+def prepared_patients(
+    data: Path, work: Path, params_file: Path, repeats: int, task: str = TASK
+) -> RealPatients:
+    """Bring the patients to arrays and a training table once, facts as reports, and read a task's folds."""
     params = load_params(params_file).model_copy(update={"report": ReportParams(writer="facts")})
     source = source_of(f"soop:{data}", work, params)
     source.make()
     ingest, features = prepared(source.cohort, source.params, work / "prepared")
-    plan = read_folds(data / "folds.tsv", TASK, Cohort.read(ingest, features).frame, repeats)
+    plan = read_folds(data / "folds.tsv", task, Cohort.read(ingest, features).frame, repeats)
     return RealPatients(ingest, features, source.params, plan)
 
 

@@ -31,10 +31,11 @@ from benchmarks.rivals.environments import Rival
 from benchmarks.rivals.handout import Material
 from benchmarks.rivals.ours import astral_entry, baseline_entry, willis_entry
 from benchmarks.rivals.race import SUBSETS, Race
-from benchmarks.rivals.standings import Entry, OutOfFold, rows_of
+from benchmarks.rivals.standings import Entry, rows_of
 from willis.evaluation.baselines import KINDS
-from willis.evaluation.folds import OURS
+from willis.evaluation.folds import OURS, OutOfFold
 from willis.evaluation.patients import Cohort
+from willis.evaluation.plans import TASK, known_values
 from willis.models.text import TextEncoder
 
 OUTSIDE = ("xgboost", "lightgbm", "catboost", "widedeep", "fusilli", "autogluon")
@@ -68,9 +69,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, object]]:
     data = data_folder(arguments.data)
     patients = prepared_patients(data, WORK.resolve(), arguments.params, arguments.repeats)
     cohort = Cohort.read(patients.ingest, patients.features)
-    known = cohort.frame[cohort.frame["poor_outcome"].notna()]
-    outcome = dict(zip(known["patient_id"].astype(str), known["poor_outcome"].astype(float), strict=True))
-    tested = OutOfFold.of(patients.plan, outcome)
+    tested = OutOfFold.of(patients.plan, known_values(cohort.frame, TASK))
     work = arguments.work.resolve()
     encoder = TextEncoder.load(cache=work / "embeddings")
     race = Race(
@@ -91,7 +90,7 @@ def _inside(wanted: list[str], patients: RealPatients, tested: OutOfFold) -> Ite
         yield astral_entry(patients, tested)
     yield from (baseline_entry(kind, patients, tested) for kind in KINDS if kind in wanted)
     if OURS in wanted:
-        yield willis_entry(patients, tested, WORK.resolve() / "folds")
+        yield willis_entry(patients, WORK.resolve() / "folds")
 
 
 def _digest(patients: RealPatients) -> str:

@@ -6,23 +6,22 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.real_patients import RealPatients, cross_validated
-from benchmarks.rivals.standings import Entry, OutOfFold
+from benchmarks.real_patients import RealPatients
+from benchmarks.rivals.standings import Entry
 from willis.errors import CohortError
 from willis.evaluation.baselines import Kind, fact_columns, fit_baseline, table_columns
-from willis.evaluation.folds import OURS, fold_areas
+from willis.evaluation.folds import OURS, OutOfFold, predict_folds
 from willis.evaluation.metrics import Numbers
 from willis.evaluation.patients import Cohort
 from willis.evaluation.scores import score
 
 
-def willis_entry(patients: RealPatients, tested: OutOfFold, out: Path) -> Entry:
+def willis_entry(patients: RealPatients, out: Path) -> Entry:
     """The network as `benchmarks.real_patients` trains and tests it, going on from `out`."""
     started = time.perf_counter()
-    found = cross_validated(patients, out)
-    told = next(model.auc.value for model in found.models if model.name == OURS)
-    predictions = _predictions(told, patients, tested, out)
-    return Entry(OURS, "all", (predictions,), time.perf_counter() - started)
+    train, pretrain = patients.params.train, patients.params.pretrain
+    _, said = predict_folds(patients.ingest, patients.features, patients.plan, out, train, pretrain)
+    return Entry(OURS, "all", (said[OURS],), time.perf_counter() - started)
 
 
 def baseline_entry(kind: Kind, patients: RealPatients, tested: OutOfFold) -> Entry:
@@ -63,15 +62,3 @@ def _fold_by_fold(
         except CohortError as error:
             return Entry(model, subset, (), 0.0, str(error))
     return Entry(model, subset, (tested.gathered(predicted),), time.perf_counter() - started)
-
-
-def _predictions(told: float, patients: RealPatients, tested: OutOfFold, out: Path) -> Numbers:
-    """Find the network's predictions in `out` by their AUC; those of other parameters may lie there too."""
-    for folder in sorted((out / "predictions").glob(f"{OURS}-*")):
-        files = {fold: folder / f"{fold.name}.parquet" for fold in patients.plan.folds}
-        if not all(path.is_file() for path in files.values()):
-            continue
-        predictions = tested.gathered({fold: pd.read_parquet(path) for fold, path in files.items()})
-        if abs(fold_areas(tested.outcome, predictions, tested.member).mean() - told) < 1e-12:
-            return predictions
-    raise AssertionError(f"{out} holds no predictions with AUC {told}, though they were read from there")

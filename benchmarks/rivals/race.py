@@ -18,8 +18,9 @@ import pandas as pd
 from benchmarks.rivals import handout
 from benchmarks.rivals.environments import Rival, RivalError, python_of, run_script
 from benchmarks.rivals.handout import PATIENT, Handout, Material
-from benchmarks.rivals.standings import Entry, OutOfFold
+from benchmarks.rivals.standings import Entry
 from infra.local.stages import key_of, write_whole
+from willis.evaluation.folds import OutOfFold
 from willis.evaluation.plans import TASK, Fold, Plan
 
 SUBSETS: dict[str, tuple[str, ...]] = {"table_facts": ("table", "facts"), "all": handout.BLOCKS}

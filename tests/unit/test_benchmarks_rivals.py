@@ -11,7 +11,8 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.rivals.environments import Rival, RivalError
 from benchmarks.rivals.handout import Material, components
 from benchmarks.rivals.race import Race
-from benchmarks.rivals.standings import Entry, OutOfFold, rows_of
+from benchmarks.rivals.standings import Entry, rows_of
+from willis.evaluation.folds import OutOfFold
 from willis.evaluation.plans import Fold, Plan
 
 PATIENTS = tuple(f"sub-{k:02d}" for k in range(24))

@@ -1,6 +1,5 @@
 """Image encoders by name: sizes, windows, templates in each, and what freezing one leaves to learn."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -23,6 +22,8 @@ from willis.models.swin import SwinPair, window_of
 from willis.models.vision import ENCODERS, ImageEncoderName, VolumeEncoder
 from willis.params import PretrainParams, TrainParams
 from willis.training.loop import World, fit
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAMES = get_args(ImageEncoderName)
 SEQUENCE_PATTERNS = [pattern for pattern in product([False, True], repeat=3) if any(pattern)]
@@ -67,15 +68,6 @@ BEFORE_NAMES = {
     "table.mlp.3.weight": (32, 32),
     "table.mlp.3.bias": (32,),
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Small tensors lose more than they win by threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _encoder(name: str, seed: int = 0) -> VolumeEncoder:

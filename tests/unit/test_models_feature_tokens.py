@@ -1,6 +1,5 @@
 """The FT-Transformer of the table against attention written out in loops."""
 
-from collections.abc import Iterator
 from typing import get_args
 
 import numpy as np
@@ -14,18 +13,11 @@ from willis.models.losses import total_loss
 from willis.models.table import FeatureColumn, FeatureEncoder, TableEncoderName
 from willis.params import TrainParams
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 COLUMNS = 5
 UNKNOWN = torch.tensor([[False] * 5, [True, False, False, True, False], [True] * 5])
 Array = np.ndarray
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Small tensors lose more than they win by threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _transformer() -> FeatureTransformer:

@@ -1,7 +1,6 @@
 """The pre-training loop in a bare process: what it learns from, its restarts, what it refuses, its ranks."""
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +23,8 @@ from willis.training.dataset import shares
 from willis.training.loop import Tick, World
 from willis.training.start import start_templates
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PARAMS = PretrainParams(method="brainmvp", epochs=6, batch_size=8, learning_rate=3e-3, num_workers=1)
 GRID = (3, 4, 2)
 
@@ -35,15 +36,6 @@ class _KilledError(Exception):
 def _job(cohort: TinyCohort, out: Path, params: PretrainParams = PARAMS) -> PretrainJob:
     arrays = StudyArrays.open(cohort.ingest)
     return PretrainJob.on(arrays, read_splits(cohort.ingest, arrays), params, out / "checkpoints")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Small tensors lose more than they win by threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ that was killed goes on with the first one that is missing, and inside it from i
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
@@ -22,7 +23,7 @@ from willis.evaluation.metrics import (
     percentile_interval,
 )
 from willis.evaluation.patients import Cohort
-from willis.evaluation.plans import TASK, Fold, Plan
+from willis.evaluation.plans import TASK, Fold, Plan, known_values
 from willis.evaluation.results import AreaInFold, FoldAreas, FoldsResult, Interval, Lead, ModelOnFolds
 from willis.params import PretrainParams, TrainParams
 
@@ -37,6 +38,34 @@ VALIDATION_SHARE = 0.15
 NUM_BOOTSTRAP = 2000
 CONFIDENCE = 0.95
 NO_PRETRAINING = PretrainParams(method="none")
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """The tested patients in order, their outcomes, and the fold that tests each in each repeat."""
+
+    patients: tuple[str, ...]
+    outcome: Numbers
+    member: npt.NDArray[np.int64]
+    repeats: tuple[int, ...]
+
+    @classmethod
+    def of(cls, plan: Plan, outcome: Mapping[str, float]) -> "OutOfFold":
+        """Read a plan; every patient is tested in every repeat."""
+        patients = tuple(sorted({patient for fold in plan.folds for patient in fold.test}))
+        repeats = tuple(sorted({fold.repeat for fold in plan.folds}))
+        member = np.full((len(repeats), len(patients)), -1)
+        for fold in plan.folds:
+            member[repeats.index(fold.repeat), np.isin(patients, fold.test)] = fold.number
+        return cls(patients, np.array([outcome[patient] for patient in patients]), member, repeats)
+
+    def gathered(self, predicted: Mapping[Fold, "pd.DataFrame"]) -> Numbers:
+        """Lay out the predictions (`patient_id`, `p`) of all folds as (repeats, n)."""
+        found = np.full(self.member.shape, np.nan)
+        place = {patient: k for k, patient in enumerate(self.patients)}
+        for fold, rows in predicted.items():
+            found[self.repeats.index(fold.repeat), [place[p] for p in rows["patient_id"]]] = rows["p"]
+        return found
 
 
 def evaluate_folds(
@@ -61,6 +90,32 @@ def evaluate_folds(
     Returns:
         Mean AUC over folds per model and the network's paired lead over each; also folds.json.
     """
+    tested, predictions = predict_folds(ingest, features, plan, out, params, pretrain)
+    result = summarise(tested.outcome, predictions, tested.member, plan, params.seed)
+    partial = out / ".folds.json.partial"
+    partial.write_text(result.model_dump_json(indent=2) + "\n")
+    partial.replace(out / "folds.json")
+    return result
+
+
+def predict_folds(
+    ingest: Path, features: Path, plan: Plan, out: Path, params: TrainParams, pretrain: PretrainParams
+) -> tuple[OutOfFold, dict[str, Numbers]]:
+    """Train what is missing, and read what every model says of the patients whom its fold tests.
+
+    Args:
+        ingest: as in `evaluate_folds`, like all others.
+        features: output of `featurize`.
+        plan: who is tested by whom.
+        out: folder for the predictions.
+        params: section `train`.
+        pretrain: section `pretrain`.
+
+    Returns:
+        The tested patients, and model -> (repeats, n) probabilities.
+    """
+    import pandas as pd
+
     cohort = Cohort.read(ingest, features)
     summed = hashlib.sha256(plan.digest().encode() + (ingest / "ingest.json").read_bytes())
     summed.update((features / "training_table.parquet").read_bytes())
@@ -76,12 +131,13 @@ def evaluate_folds(
             )
             _write(path, rows)
             shutil.rmtree(work, ignore_errors=True)
-    outcome, predictions, member = _collect(plan, cohort, out, digest, params, pretrain)
-    result = summarise(outcome, predictions, member, plan, params.seed)
-    partial = out / ".folds.json.partial"
-    partial.write_text(result.model_dump_json(indent=2) + "\n")
-    partial.replace(out / "folds.json")
-    return result
+    tested = OutOfFold.of(plan, known_values(cohort.frame, TASK))
+    return tested, {
+        model: tested.gathered(
+            {f: pd.read_parquet(_path(out, digest, model, f, params, pretrain)) for f in plan.folds}
+        )
+        for model in MODELS
+    }
 
 
 def summarise(
@@ -237,9 +293,7 @@ def _by_network(
     from willis.evaluation.fold_training import pretrain_fold, train_fold
 
     cohort = Cohort.read(ingest, features)
-    known = cohort.frame[cohort.frame["poor_outcome"].notna()]
-    outcome = dict(zip(known["patient_id"].astype(str), known["poor_outcome"].astype(float), strict=True))
-    validation = validation_of(fold.train, outcome, params.seed)
+    validation = validation_of(fold.train, known_values(cohort.frame, TASK), params.seed)
     split = {patient: "validation" if patient in validation else "train" for patient in fold.train}
     split |= dict.fromkeys(fold.test, "test")
     weights = pretrain_fold(ingest, fold.test, work / "pretrain", pretrain)
@@ -248,26 +302,6 @@ def _by_network(
     rows = cohort.frame[cohort.frame["patient_id"].isin(fold.test)].reset_index(drop=True)
     encodings = predictor.encode(cohort.patients(rows).cases)
     return rows[["patient_id"]].assign(p=predictor.probabilities(encodings))
-
-
-def _collect(
-    plan: Plan, cohort: Cohort, out: Path, data: str, params: TrainParams, pretrain: PretrainParams
-) -> tuple[Numbers, dict[str, Numbers], npt.NDArray[np.int64]]:
-    import pandas as pd
-
-    patients = sorted({patient for fold in plan.folds for patient in fold.test})
-    place = {patient: k for k, patient in enumerate(patients)}
-    repeats = sorted({fold.repeat for fold in plan.folds})
-    member = np.full((len(repeats), len(patients)), -1)
-    found: dict[str, Numbers] = {model: np.full(member.shape, np.nan) for model in MODELS}
-    for fold in plan.folds:
-        row = repeats.index(fold.repeat)
-        member[row, [place[p] for p in fold.test]] = fold.number
-        for model in MODELS:
-            rows = pd.read_parquet(_path(out, data, model, fold, params, pretrain))
-            found[model][row, [place[p] for p in rows["patient_id"]]] = rows["p"]
-    outcome = cohort.frame.set_index("patient_id").loc[patients, "poor_outcome"].to_numpy(np.float64)
-    return outcome, found, member
 
 
 def with_progress(todo: list[tuple[M, Fold]]) -> Iterator[tuple[M, Fold]]:

@@ -98,7 +98,7 @@ def read_folds(path: Path, task: str, frame: "pd.DataFrame", repeats: int | None
             f"{path}: {first['participant_id']!r} is in two folds of repeat {first['repeat']}; "
             "each patient is tested once per repeat"
         )
-    outcome = _known(frame, task)
+    outcome = known_values(frame, task)
     there = plan["participant_id"].isin(list(outcome))
     absent = tuple(sorted(set(plan.loc[~there, "participant_id"])))
     if there.mean() <= 0.5:
@@ -213,7 +213,8 @@ def _count(rows: "pd.DataFrame") -> str:
     return f"{len(rows)} patients, {int(rows['poor_outcome'].sum())} of them poor"
 
 
-def _known(frame: "pd.DataFrame", column: str) -> dict[str, float]:
+def known_values(frame: "pd.DataFrame", column: str) -> dict[str, float]:
+    """Patient -> value of a column, of those who have one."""
     known = frame.loc[frame[column].notna(), ["patient_id", column]]
     return dict(zip(known["patient_id"].astype(str), known[column].astype(float), strict=True))
 

@@ -18,7 +18,7 @@ from willis.evaluation.baselines import Design, fact_columns
 from willis.evaluation.folds import validation_of, with_progress
 from willis.evaluation.metrics import Numbers, bootstrap_counts, percentile_interval
 from willis.evaluation.patients import Cohort
-from willis.evaluation.plans import NIHSS, Fold, Plan
+from willis.evaluation.plans import NIHSS, Fold, Plan, known_values
 from willis.evaluation.results import SeverityLead, SeverityModel, SeverityResult
 from willis.params import TrainParams
 
@@ -76,7 +76,7 @@ def evaluate_severity(
             shutil.rmtree(work, ignore_errors=True)
         predicted = zip(fold.test, np.load(path, allow_pickle=False), strict=True)
         found[model] |= {(fold.repeat, patient): float(points) for patient, points in predicted}
-    result = summarise(_points(frame), found, params.seed)
+    result = summarise(known_values(frame, NIHSS), found, params.seed)
     partial = out / ".severity.json.partial"
     partial.write_text(result.model_dump_json(indent=2) + "\n")
     partial.replace(out / "severity.json")
@@ -158,11 +158,6 @@ def points_of_grades(points: Numbers) -> Numbers:
     )
 
 
-def _points(frame: "pd.DataFrame") -> dict[str, float]:
-    """Patient -> NIHSS, NaN where it is not known."""
-    return dict(zip(frame["patient_id"].astype(str), frame[NIHSS].astype(float), strict=True))
-
-
 def _predicted(
     model: str,
     fold: Fold,
@@ -189,7 +184,7 @@ def _by_network(
 ) -> Numbers:
     from willis.evaluation.fold_training import train_fold
 
-    moderate = {patient: float(points >= MODERATE) for patient, points in _points(train).items()}
+    moderate = {patient: float(points >= MODERATE) for patient, points in known_values(train, NIHSS).items()}
     validation = validation_of(fold.train, moderate, params.seed)
     split = {patient: "validation" if patient in validation else "train" for patient in fold.train}
     split |= dict.fromkeys(fold.test, "test")
