@@ -236,7 +236,7 @@ class TrainParams(LoopParams):
     table_encoder: Literal["mlp", "ft_transformer"] = "mlp"
     """Encoder of the clinical table; `ft_transformer`: attention over one token per column."""
     text_encoder: str = "all-MiniLM-L6-v2"
-    """Frozen sentence encoder: the packaged one, or a folder with another of its width (384)."""
+    """Frozen sentence encoder: the packaged one, a folder with another, or `ORG/MODEL@COMMIT` of a hub."""
     use_modalities: tuple[Literal["image", "text", "table"], ...] = ("image", "text", "table")
     """Modalities that the network may see."""
 

@@ -1,4 +1,4 @@
-"""The packaged text encoder: no network, no padding in the answer, nothing encoded twice."""
+"""The text encoder: no network unless asked, no padding in the answer, nothing encoded twice."""
 
 import socket
 from pathlib import Path
@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.fixtures.text_encoders import small_encoder
 from willis.errors import ParamsError
 from willis.models.text import MAX_STATES, TextEncoder, embed
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TEXTS = [
     "Acute infarct in the left middle cerebral artery territory, 12 ml.",
     "Acute infarct of 12 ml, left MCA territory, with low ADC. " * 6,
@@ -94,5 +96,57 @@ def test_no_texts_give_no_rows(encoder: TextEncoder) -> None:
 
 
 def test_an_unknown_encoder_is_refused_with_what_is_possible() -> None:
-    with pytest.raises(ParamsError, match=r"train.text_encoder is 'BioBERT'; it must be 'all-MiniLM-L6-v2'"):
+    with pytest.raises(
+        ParamsError, match=r"train.text_encoder is 'BioBERT', .* it must be 'all-MiniLM-L6-v2'"
+    ):
         TextEncoder.load("BioBERT")
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def test_a_folder_with_an_encoder_of_another_width_says_its_width(tmp_path: Path) -> None:
+    encoder = TextEncoder.load(str(small_encoder(tmp_path)))
+    sentence, states = encoder.encode_tokens(TEXTS)
+    assert encoder.width == sentence.shape[1] == states.values.shape[2] == 32
+    assert encoder.encode([]).shape == (0, 32)
+
+
+def test_other_weights_in_the_same_folder_are_not_answered_from_the_cache(tmp_path: Path) -> None:
+    folder = small_encoder(tmp_path / "encoder")
+    first = TextEncoder.load(str(folder), tmp_path / "cache").encode(TEXTS)
+    small_encoder(folder, seed=1)
+    second = TextEncoder.load(str(folder), tmp_path / "cache").encode(TEXTS)
+    assert np.abs(first - second).max() > 0.01
+
+
+def test_an_encoder_of_the_hub_is_read_from_its_cache_by_name_and_commit(
+    hub_cache: Path, tmp_path: Path
+) -> None:
+    snapshot = small_encoder(hub_cache / "models--org--small" / "snapshots" / COMMIT)
+    found = TextEncoder.load(f"org/small@{COMMIT}").encode(TEXTS)
+    np.testing.assert_array_equal(found, TextEncoder.load(str(snapshot)).encode(TEXTS))
+
+
+@pytest.mark.parametrize("download", [False, True])
+def test_an_encoder_of_the_hub_that_cannot_be_had_says_how_to_fetch_it(
+    hub_cache: Path, download: bool
+) -> None:
+    with pytest.raises(ParamsError, match=f"hf download org/small --revision {COMMIT}"):
+        TextEncoder.load(f"org/small@{COMMIT}", download=download)
+
+
+def test_an_encoder_of_the_hub_without_a_commit_is_refused() -> None:
+    with pytest.raises(ParamsError, match=r"ORG/MODEL@COMMIT .* 40 digits of a commit"):
+        TextEncoder.load("org/small")
+
+
+def test_a_folder_whose_config_names_no_encoder_is_refused(tmp_path: Path) -> None:
+    folder = small_encoder(tmp_path)
+    (folder / "config.json").write_text('{"model_type": "nothing"}')
+    with pytest.raises(ParamsError, match=r"config.json is not of an encoder that transformers knows"):
+        TextEncoder.load(str(folder))

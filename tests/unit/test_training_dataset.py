@@ -10,13 +10,16 @@ import pytest
 import torch
 
 from tests.fixtures.arrays import TinyCohort, tiny_job, write_tiny_cohort
+from tests.fixtures.text_encoders import small_encoder
 from willis.errors import CohortError, ShapeError, StepError
 from willis.imaging.shards import StudyArrays
+from willis.models.network import TrimodalNetwork
 from willis.params import TrainParams
 from willis.training.dataset import (
     ahead,
     collate,
     dropped,
+    encode,
     epoch_order,
     fit_config,
     read_table,
@@ -194,3 +197,14 @@ def test_class_weights_come_from_the_labelled_rows_of_the_training_split_alone(j
         assert float(weights.yes[k]) == pytest.approx(len(rows) / (2 * num_yes))
         assert float(weights.no[k]) == pytest.approx(len(rows) / (2 * (len(rows) - num_yes)))
     assert class_weights(cases, PARAMS) is None
+
+
+def test_the_network_takes_the_width_of_the_text_encoder_that_it_is_given(
+    tiny_ingest: TinyCohort, tmp_path: Path
+) -> None:
+    arrays = StudyArrays.open(tiny_ingest.ingest)
+    frame = read_table(tiny_ingest.features, arrays)
+    params = PARAMS.model_copy(update={"text_encoder": str(small_encoder(tmp_path / "encoder"))})
+    cases, config = encode(frame, arrays, params, tmp_path / "embeddings")
+    assert config.text_width == 32 and cases.text.shape == (len(frame), 32)
+    assert TrimodalNetwork(config).text.project[1].in_features == 32

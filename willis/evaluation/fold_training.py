@@ -65,10 +65,10 @@ def train_fold(
     frame = read_table(features, arrays)
     frame = frame.assign(split=frame["patient_id"].astype(str).map(dict(split)).fillna("unused"))
     frame = target.table(frame) if target else frame
-    config = fit_config(frame, arrays, params)
+    encoder = TextEncoder.load(params.text_encoder, embeddings, download=True)
+    config = fit_config(frame, arrays, params, encoder)
     if target:
         config = config.model_copy(update={"num_cuts": target.num_cuts, "poor_from": target.poor_from})
-    encoder = TextEncoder.load(params.text_encoder, embeddings)
     reads = "text" in params.use_modalities
     cases = read_cases(frame, arrays, config, encoder if reads else None)
     state = fit(Job.on(cases, config, params, work, pretrained=pretrained), World())

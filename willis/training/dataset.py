@@ -68,7 +68,7 @@ class Cases:
 
     def digest(self) -> str:
         """sha256 over everything a training run reads except the voxels, which ingest.json stands for."""
-        summed = hashlib.sha256((self.arrays.folder / "ingest.json").read_bytes())
+        summed = hashlib.sha256(self.arrays.summary())
         arrays = (self.facts, self.table, self.text, self.modality_present, self.outcome, self.grade)
         for array in arrays:
             summed.update(np.ascontiguousarray(array).tobytes())
@@ -99,8 +99,16 @@ def read_table(features: Path, arrays: StudyArrays) -> "pd.DataFrame":
     return frame
 
 
-def fit_config(frame: "pd.DataFrame", arrays: StudyArrays, params: TrainParams) -> NetworkConfig:
+def fit_config(
+    frame: "pd.DataFrame", arrays: StudyArrays, params: TrainParams, encoder: TextEncoder | None = None
+) -> NetworkConfig:
     """Choose columns, scales and prevalence from the training split alone.
+
+    Args:
+        frame: of `read_table`.
+        arrays: the shards.
+        params: section `train`.
+        encoder: of the reports; None leaves the packaged one's width.
 
     Raises:
         CohortError: the training split has nobody with an outcome, or one class only.
@@ -119,10 +127,11 @@ def fit_config(frame: "pd.DataFrame", arrays: StudyArrays, params: TrainParams) 
     return NetworkConfig(
         sequences=arrays.sequences,
         planes=arrays.planes,
-        shape=arrays.volume(0).shape[1:],
+        shape=arrays.shape,
         fact_columns=fit_columns(records, facts) if params.image_facts else (),
         table_columns=fit_columns(records, clinical),
         text_encoder=params.text_encoder,
+        text_width=encoder.width if encoder else TEXT_WIDTH,
         image_encoder=params.image_encoder,
         table_encoder=params.table_encoder,
         use_modalities=params.use_modalities,
@@ -183,10 +192,11 @@ def encode(
 
     Raises:
         CohortError: as `fit_config`.
+        ParamsError: no such text encoder.
     """
-    config = fit_config(frame, arrays, params)
     reads = "text" in params.use_modalities
-    encoder = TextEncoder.load(params.text_encoder, embeddings) if reads else None
+    encoder = TextEncoder.load(params.text_encoder, embeddings, download=True) if reads else None
+    config = fit_config(frame, arrays, params, encoder)
     return read_cases(frame, arrays, config, encoder), config
 
 
@@ -194,7 +204,7 @@ def _read_texts(
     frame: "pd.DataFrame", has_text: Bool, config: NetworkConfig, encoder: TextEncoder | None
 ) -> Embedded:
     if encoder is None:
-        return Embedded(np.zeros((len(frame), TEXT_WIDTH), np.float32), None)
+        return Embedded(np.zeros((len(frame), config.text_width), np.float32), None)
     stored = zip(frame["text"], has_text, strict=True)
     texts = [str(text) if there else None for text, there in stored]
     return embed(encoder, texts, config.text_width, tokens=config.reads_tokens)
