@@ -235,6 +235,8 @@ class TrainParams(LoopParams):
     """Join the measured facts to the image embedding."""
     table_encoder: Literal["mlp", "ft_transformer"] = "mlp"
     """Encoder of the clinical table; `ft_transformer`: attention over one token per column."""
+    numbers: Literal["linear", "piecewise"] = "linear"
+    """How facts and table enter: as one number each, or cut at quartiles into pieces as well."""
     text_encoder: str = "all-MiniLM-L6-v2"
     """Frozen sentence encoder: the packaged one, a folder with another, or `ORG/MODEL@COMMIT` of a hub."""
     use_modalities: tuple[Literal["image", "text", "table"], ...] = ("image", "text", "table")

@@ -208,3 +208,11 @@ def test_the_network_takes_the_width_of_the_text_encoder_that_it_is_given(
     cases, config = encode(frame, arrays, params, tmp_path / "embeddings")
     assert config.text_width == 32 and cases.text.shape == (len(frame), 32)
     assert TrimodalNetwork(config).text.project[1].in_features == 32
+
+
+def test_facts_and_table_are_cut_into_pieces_where_params_say_so(tiny_ingest: TinyCohort) -> None:
+    arrays = StudyArrays.open(tiny_ingest.ingest)
+    frame = read_table(tiny_ingest.features, arrays)
+    config = fit_config(frame, arrays, PARAMS.model_copy(update={"numbers": "piecewise"}))
+    assert any(column.knots for column in config.fact_columns)
+    assert any(column.knots for column in config.table_columns)

@@ -6,6 +6,7 @@ travels in the model's contract, so that serving reads a row exactly as training
 
 import math
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +23,9 @@ TableEncoderName = Literal["mlp", "ft_transformer"]
 CLIP_SD = 6.0
 """Standardised values beyond this many standard deviations are held there: a wrong unit must not rule."""
 
+NUM_KNOTS = 5
+"""Of a column that is cut into pieces: its quartiles and ends on the training split."""
+
 
 class FeatureColumn(BaseModel):
     """How one named value becomes one standardised number.
@@ -32,6 +36,8 @@ class FeatureColumn(BaseModel):
         log: take log(1 + value) first (volumes and loads, which are log-normal).
         mean: of the training split, after the logarithm.
         sd: likewise; 1 where the training split has one value only.
+        knots: ascending places, after the logarithm, between which the value counts piece by piece; none
+            for a value that only has its straight road.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,6 +47,7 @@ class FeatureColumn(BaseModel):
     log: bool = False
     mean: float = 0.0
     sd: float = 1.0
+    knots: tuple[float, ...] = ()
 
     def read(self, value: object) -> float:
         """Return the number that stands for `value`, before standardising; NaN where it is not known."""
@@ -68,12 +75,15 @@ def encode_rows(
     return np.asarray(read, dtype=np.float32).reshape(len(read), len(columns))
 
 
-def fit_columns(rows: list[dict[str, Any]], names: Iterable[str]) -> tuple[FeatureColumn, ...]:
+def fit_columns(
+    rows: list[dict[str, Any]], names: Iterable[str], *, piecewise: bool = False
+) -> tuple[FeatureColumn, ...]:
     """Choose and scale columns from the training split.
 
     Args:
         rows: the training split alone.
         names: columns to use; text columns become one column per level, empty columns are left out.
+        piecewise: give numbers of more than two values knots, at quantiles.
 
     Returns:
         Columns in the order of `names`, levels sorted.
@@ -84,7 +94,7 @@ def fit_columns(rows: list[dict[str, Any]], names: Iterable[str]) -> tuple[Featu
         is_text = any(isinstance(value, str) for value in known)
         levels = [*sorted({str(value) for value in known})] if is_text else [None]
         if known:
-            columns += [_fitted(FeatureColumn(name=name, level=level, log=_is_volume(name)), known)
+            columns += [_fitted(FeatureColumn(name=name, level=level, log=_is_volume(name)), known, piecewise)
                         for level in levels]  # fmt: skip
     return tuple(columns)
 
@@ -97,20 +107,54 @@ def _is_volume(name: str) -> bool:
     return name.endswith("_ml") or "load_" in name
 
 
-def _fitted(column: FeatureColumn, known: list[Any]) -> FeatureColumn:
+def _fitted(column: FeatureColumn, known: list[Any], piecewise: bool) -> FeatureColumn:
     if column.level is not None:
         column = column.model_copy(update={"log": False})
     numbers = np.array([column.read(value) for value in known], dtype=np.float64)
     sd = float(numbers.std())
-    return column.model_copy(update={"mean": float(numbers.mean()), "sd": sd if sd > 1e-9 else 1.0})
+    scale = {"mean": float(numbers.mean()), "sd": sd if sd > 1e-9 else 1.0}
+    knots = np.unique(np.quantile(numbers, np.linspace(0, 1, NUM_KNOTS)))
+    cut = piecewise and len(np.unique(numbers)) > 2 and len(knots) > 2
+    return column.model_copy(update=scale | {"knots": tuple(knots.tolist()) if cut else ()})
+
+
+class Pieces(nn.Module):
+    """How far a value has come through each piece between two of its knots, -1 to 1; 0 where it is missing.
+
+    A linear map of these is any curve with kinks at the knots (docs/method.md, eq. 3e).
+
+    Reference:
+        piecewise linear encoding, Gorishniy et al., NeurIPS 2022, arXiv 2203.05556.
+    """
+
+    start: Tensor
+    length: Tensor
+    column: Tensor
+
+    def __init__(self, columns: tuple[FeatureColumn, ...]) -> None:
+        super().__init__()
+        cut = [(place, pair) for place, c in enumerate(columns) for pair in pairwise(c.knots)]
+        starts, lengths = [low for _, (low, _) in cut], [high - low for _, (low, high) in cut]
+        self.register_buffer("start", torch.tensor(starts), persistent=False)
+        self.register_buffer("length", torch.tensor(lengths), persistent=False)
+        self.register_buffer("column", torch.tensor([p for p, _ in cut], dtype=torch.long), persistent=False)
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def forward(self, values: Float[Tensor, "B F"]) -> Float[Tensor, "B P"]:
+        """Rows as `encode_rows` reads them to pieces, those of one column side by side."""
+        come = ((values[:, self.column] - self.start) / self.length).clamp(0.0, 1.0)
+        return (2 * come - 1).nan_to_num(0.0)
 
 
 class FeatureEncoder(nn.Module):
-    """Standardise, mark what is missing, and embed: x = W [s; m] + MLP([s; m]), or + FT(s, m).
+    """Standardise, mark what is missing, and embed: x = W [s; m; q] + MLP([s; m; q]), or + FT(s, m).
 
     s are the standardised values (0 where missing), m the missing marks, whose weights are the learned
-    missing embeddings. The linear road lets a small training split use what a logistic regression would.
-    FT is a `FeatureTransformer`, with missing embeddings of its own (docs/method.md, eq. 3 to 3d).
+    missing embeddings, q the `Pieces` of columns that have knots. The linear road lets a small training split
+    use what a logistic regression would. FT is a `FeatureTransformer`, with missing embeddings of its own
+    (docs/method.md, eq. 3 to 3e).
     """
 
     mean: Tensor
@@ -127,8 +171,10 @@ class FeatureEncoder(nn.Module):
         self.num_columns = len(columns)
         self.register_buffer("mean", torch.tensor([c.mean for c in columns]), persistent=False)
         self.register_buffer("sd", torch.tensor([c.sd for c in columns]), persistent=False)
-        self.linear = nn.Linear(2 * len(columns), width)
-        self.mlp = _perceptron(2 * len(columns), width, dropout) if name == "mlp" else None
+        self.pieces = Pieces(columns)
+        num_inputs = 2 * len(columns) + len(self.pieces)
+        self.linear = nn.Linear(num_inputs, width)
+        self.mlp = _perceptron(num_inputs, width, dropout) if name == "mlp" else None
         self.transformer = (
             FeatureTransformer(len(columns), width, dropout) if name == "ft_transformer" else None
         )
@@ -150,7 +196,7 @@ class FeatureEncoder(nn.Module):
         missing = values.isnan()
         scaled = ((values - self.mean) / self.sd).clamp(-CLIP_SD, CLIP_SD)
         known = scaled.masked_fill(missing, 0.0)
-        marked = torch.cat([known, missing.to(values.dtype)], dim=-1)
+        marked = torch.cat([known, missing.to(values.dtype), self.pieces(values)], dim=-1)
         embedded: Tensor = self.linear(marked)
         if self.mlp is not None:
             embedded = embedded + self.mlp(marked)

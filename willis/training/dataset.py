@@ -32,6 +32,7 @@ Float32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
 Item = TypeVar("Item")
 
+CLINICAL_NAMES = tuple(column.name for column in CLINICAL_COLUMNS)
 NOT_MEASURED = ("f_event_time", "f_event_timestamp", "f_patient_id", "f_study_id", "f_created")
 
 
@@ -100,7 +101,11 @@ def read_table(features: Path, arrays: StudyArrays) -> "pd.DataFrame":
 
 
 def fit_config(
-    frame: "pd.DataFrame", arrays: StudyArrays, params: TrainParams, encoder: TextEncoder | None = None
+    frame: "pd.DataFrame",
+    arrays: StudyArrays,
+    params: TrainParams,
+    encoder: TextEncoder | None = None,
+    clinical: Iterable[str] = CLINICAL_NAMES,
 ) -> NetworkConfig:
     """Choose columns, scales and prevalence from the training split alone.
 
@@ -109,6 +114,7 @@ def fit_config(
         arrays: the shards.
         params: section `train`.
         encoder: of the reports; None leaves the packaged one's width.
+        clinical: columns of the clinical table; those that `frame` lacks are left out.
 
     Raises:
         CohortError: the training split has nobody with an outcome, or one class only.
@@ -123,13 +129,14 @@ def fit_config(
         )
     records = _records(training)
     facts = [name for name in frame.columns if name.startswith("f_") and name not in NOT_MEASURED]
-    clinical = [column.name for column in CLINICAL_COLUMNS if column.name in frame.columns]
+    known = [name for name in clinical if name in frame.columns]
+    piecewise = params.numbers == "piecewise"
     return NetworkConfig(
         sequences=arrays.sequences,
         planes=arrays.planes,
         shape=arrays.shape,
-        fact_columns=fit_columns(records, facts) if params.image_facts else (),
-        table_columns=fit_columns(records, clinical),
+        fact_columns=fit_columns(records, facts, piecewise=piecewise) if params.image_facts else (),
+        table_columns=fit_columns(records, known, piecewise=piecewise),
         text_encoder=params.text_encoder,
         text_width=encoder.width if encoder else TEXT_WIDTH,
         image_encoder=params.image_encoder,
