@@ -10,8 +10,8 @@ patients and resamples:
     boosting, logistic regression   on table and measured facts
     HAIM                            boosting on table, facts and the report's embedding
     Willis                          as in params.yaml, its controls (modalities left out, reports dealt to
-                                    other patients, one report for everybody), every other fusion, and each
-                                    alignment loss off
+                                    other patients, one report for everybody), every other fusion, each
+                                    alignment loss off, and options of the table and the loss
 
 Leads are the default network's over each of the others. The default size is one for a night on two cores;
 `--patients 80 --tested 30 --seeds 1 --epochs 1` shows that it runs.
@@ -41,6 +41,12 @@ WITHOUT = {
     "L_align off": {"lambda_align": 0.0},
     "L_con and L_align off": {"lambda_contrast": 0.0, "lambda_align": 0.0},
 }
+OPTIONS = {
+    "numbers piecewise": {"numbers": "piecewise"},
+    "ft_transformer": {"table_encoder": "ft_transformer"},
+    "classes balanced": {"class_weighting": "balanced"},
+    "outcome binary": {"outcome": "binary"},
+}
 
 
 def main() -> None:
@@ -49,17 +55,19 @@ def main() -> None:
     add_size_arguments(parser, "ceiling", patients=2000)
     parser.add_argument("--fusions", nargs="*", choices=FUSIONS, default=list(FUSIONS))
     parser.add_argument("--losses", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--options", nargs="*", choices=OPTIONS, default=list(OPTIONS))
     arguments = parser.parse_args()
     bench = Bench.prepare(arguments)
-    others = others_of(bench, arguments.fusions, arguments.losses)
-    tell(list(measure(bench, arguments.preset, others)), arguments.json)
+    others = others_of(bench, arguments.fusions, arguments.losses, arguments.options)
+    tell(list(measure(bench, arguments.preset, others)), arguments.json, arguments)
     print(f"{bench.cpu_hours([Variant(OURS), *others]):.2f} CPU hours, earlier starts included")
 
 
-def others_of(bench: Bench, fusions: list[str], losses: bool) -> list[Variant]:
-    """The fusions that params.yaml does not name, and the default without its losses."""
+def others_of(bench: Bench, fusions: list[str], losses: bool, options: list[str]) -> list[Variant]:
+    """The fusions that params.yaml does not name, the default without its losses, and with options."""
     other = [Variant(name, {"fusion": name}) for name in fusions if name != bench.train.fusion]
-    return [*other, *(Variant(name, off) for name, off in WITHOUT.items() if losses)]
+    without = [Variant(name, off) for name, off in WITHOUT.items() if losses]
+    return [*other, *without, *(Variant(name, OPTIONS[name]) for name in options)]
 
 
 def measure(bench: Bench, preset: str, others: list[Variant]) -> Iterator[dict[str, object]]:

@@ -8,7 +8,6 @@ number of patients: by quadrature and by the boosted oracle, and how far the two
 """
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -23,7 +22,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from willis.cohort.ceiling import Ceilings, ceilings
+from benchmarks.results import figure_rows, write_results
+from willis.cohort.ceiling import NUM_SCORED, Ceilings, ceilings
 from willis.cohort.lesions import load_library, seeds
 from willis.cohort.outcome import Preset
 from willis.cohort.patients import each
@@ -50,8 +50,11 @@ def main() -> None:
         figures["ceilings_cpu_s_per_preset"] = (time.process_time() - start) / len(best)
     _show(figures, best)
     if arguments.json:
-        content = figures | {"ceilings": {item.preset: item.model_dump() for item in best}}
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n")
+        rows = figure_rows("cohort", "synthesis", figures, arguments.patients)
+        for item in best:
+            found = item.model_dump(exclude={"preset"})
+            rows += figure_rows(f"ceilings_{item.preset}", "the truth", found, NUM_SCORED)
+        write_results(arguments.json, rows, arguments)
 
 
 def measure(num_patients: int) -> dict[str, float]:

@@ -9,7 +9,6 @@ frozen encoder has met every study before, as in all epochs but the first.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -20,6 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.results import figure_rows, write_results
 from benchmarks.training_loop import made_cases
 from willis.models.losses import total_loss
 from willis.models.network import Batch, NetworkConfig, TrimodalNetwork
@@ -58,7 +58,12 @@ def main() -> None:
     figures = measure(arguments.patients, arguments.rounds)
     _show(figures)
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+        rows = [
+            row
+            for name in figures
+            for row in figure_rows("encoders", name, figures[name], arguments.patients)
+        ]
+        write_results(arguments.json, rows, arguments)
 
 
 def measure(num_patients: int, rounds: int) -> dict[str, dict[str, float]]:

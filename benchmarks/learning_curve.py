@@ -21,6 +21,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.results import write_results
 from infra.local.stages import folder_made, key_of, write_whole
 from willis.cohort.synthetic import synthesise
 from willis.evaluation.fold_training import train_fold
@@ -262,7 +263,9 @@ def train_params(params: Params, arguments: argparse.Namespace) -> TrainParams:
     return params.train.model_copy(update={"epochs": arguments.epochs} if arguments.epochs else {})
 
 
-def tell(rows: list[dict[str, object]], path: Path | None) -> None:
+def tell(
+    rows: list[dict[str, object]], path: Path | None, arguments: argparse.Namespace | None = None
+) -> None:
     """Print a table; write JSON where it is asked for."""
     table = Table("task", "subset", "model", "AUC", "95 % interval")
     for row in rows:
@@ -270,5 +273,4 @@ def tell(rows: list[dict[str, object]], path: Path | None) -> None:
         table.add_row(*words, f"{row['mean']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}")
     Console().print(table)
     if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(rows, indent=2) + "\n")
+        write_results(path, rows, arguments)

@@ -31,7 +31,7 @@ def main() -> None:
     add_size_arguments(parser, "missing", patients=2000)
     arguments = parser.parse_args()
     bench = Bench.prepare(arguments)
-    tell(list(measure(bench)), arguments.json)
+    tell(list(measure(bench)), arguments.json, arguments)
     trained = [Variant(ONE), *(specialist(subset) for subset in SUBSETS)]
     print(f"{bench.cpu_hours(trained):.2f} CPU hours, earlier starts included")
 

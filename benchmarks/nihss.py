@@ -8,11 +8,11 @@ arterial regions: R .514 and .550. Killed, it goes on with the first fold that i
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 from benchmarks.real_patients import WORK, data_folder, prepared_patients, show
+from benchmarks.results import write_results
 from willis.evaluation.plans import NIHSS
 from willis.evaluation.results import SeverityResult
 from willis.evaluation.severity import evaluate_severity
@@ -36,8 +36,7 @@ def main() -> None:
     rows = rows_of(found, time.perf_counter() - started)
     show(rows)
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+        write_results(arguments.json, rows, arguments)
 
 
 def rows_of(found: SeverityResult, seconds: float) -> list[dict[str, object]]:

@@ -12,7 +12,6 @@ on this folder is a result on these patients.
 """
 
 import argparse
-import json
 import os
 import time
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.prepared import prepared
+from benchmarks.results import write_results
 from infra.local.source import source_of
 from willis.evaluation.folds import evaluate_folds
 from willis.evaluation.patients import Cohort
@@ -58,8 +58,7 @@ def main() -> None:
     rows = rows_of(found, time.perf_counter() - started)
     show(rows)
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+        write_results(arguments.json, rows, arguments)
 
 
 def prepared_patients(

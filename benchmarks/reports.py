@@ -13,7 +13,6 @@ decoding against free, `transformers.generate` in the server's absence, and the 
 
 import argparse
 import asyncio
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from scipy.stats import binomtest
 
 from benchmarks.prepared import ingested
 from benchmarks.report_speed import peak_memory_gb, rates, transformers_rate
+from benchmarks.results import write_results
 from infra.local.processes import free_port
 from willis.cohort.lesions import GRID
 from willis.cohort.synthetic import SPACE, TRUTH, synthesise
@@ -87,8 +87,7 @@ def main() -> None:
     rows = measure(studies, truth, params.report, work)
     _show(rows)
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+        write_results(arguments.json, rows, arguments)
 
 
 def prepare(params: Params, work: Path, num_patients: int) -> tuple[IngestedStudies, list[Facts]]:

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.results import figure_rows, write_results
 from infra.local.processes import free_port
 from infra.local.ray_head import ray_head
 from tests.served import CLINICAL, FULL, publish, small_bundle, test_settings, volumes
@@ -48,7 +49,8 @@ def main() -> None:
         figures = measure(Path(folder), arguments.requests, arguments.seconds_to_start)
     _show(figures)
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+        rows = figure_rows("request_latency", "willis", figures, arguments.requests)
+        write_results(arguments.json, rows, arguments)
 
 
 def measure(root: Path, num_requests: int, within_s: float) -> dict[str, float]:

@@ -11,7 +11,6 @@ nothing hides, and lets a loader read ahead.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -24,6 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.results import write_results
 from benchmarks.training_loop import made_cases
 from willis.models.losses import total_loss
 from willis.models.network import NetworkConfig, TrimodalNetwork
@@ -89,8 +89,7 @@ def main() -> None:
     ]
     _show(rows)
     if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(rows, indent=2) + "\n")
+        write_results(given.json, rows, given)
 
 
 def _machines(given: argparse.Namespace, read_gb_s: float) -> Machines:
@@ -139,7 +138,8 @@ def row(step: Step, machines: Machines, num_gpus: int) -> dict[str, Any]:
     epoch_s, waited_s = simulate(step, machines, num_gpus, num_steps, read_s, reduce_s)
     alone_s = num_steps * num_gpus * compute_s
     return {
-        "task": "scaling", "model": "willis", "subset": f"{num_gpus} GPUs", "num_patients": NUM_PATIENTS,
+        "task": "scaling", "model": "willis",
+        "subset": f"{num_gpus} GPUs, {machines.read_bytes_s / 1e9:g} GB/s", "num_patients": NUM_PATIENTS,
         "metric": "epoch_s", "mean": epoch_s, "num_steps": num_steps,
         "read_bytes_per_step": BATCH_PER_GPU * num_gpus * step.num_bytes,
         "all_reduce_bytes_per_step": int(2 * (num_gpus - 1) / num_gpus * step.gradient_bytes),
@@ -188,7 +188,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
     for found in rows:
         table.add_row(
             f"{found['assumed']['read_bytes_s'] / 1e9:g}",
-            found["subset"].removesuffix(" GPUs"),
+            found["subset"].partition(" ")[0],
             f"{found['mean']:.1f}",
             f"{found['read_bytes_per_step'] / 1e6:.0f}",
             f"{found['all_reduce_bytes_per_step'] / 1e6:.1f}",

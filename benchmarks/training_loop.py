@@ -25,6 +25,7 @@ import torch.multiprocessing as mp
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.results import figure_rows, write_results
 from infra.local.ray_head import VARIABLES, auth_variables
 from willis.cohort.schema import POOR_FROM
 from willis.models.losses import join_ranks, total_loss
@@ -55,7 +56,8 @@ def main() -> None:
         figures = measure(Path(folder), address, arguments)
     _show(figures)
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+        rows = figure_rows("training_loop", "willis", figures, arguments.patients)
+        write_results(arguments.json, rows, arguments)
 
 
 def measure(folder: Path, address: str, arguments: argparse.Namespace) -> dict[str, float]:

@@ -42,7 +42,7 @@ def main() -> None:
     add_arguments(parser, "writers", labels=[100, 200, 400, 800], patients=1800)
     parser.add_argument("--subsets", nargs="+", choices=SUBSETS, default=list(SUBSETS))
     arguments = parsed(parser)
-    tell(curve(arguments).measure(arguments.labels, arguments.seeds), arguments.json)
+    tell(curve(arguments).measure(arguments.labels, arguments.seeds), arguments.json, arguments)
 
 
 def curve(arguments: argparse.Namespace) -> Curve:

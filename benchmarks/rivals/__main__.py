@@ -19,7 +19,6 @@ subset, seed, fold) that is missing.
 
 import argparse
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.real_patients import WORK, RealPatients, data_folder, prepared_patients
+from benchmarks.results import write_results
 from benchmarks.rivals.environments import Rival
 from benchmarks.rivals.handout import Material
 from benchmarks.rivals.ours import astral_entry, baseline_entry, willis_entry
@@ -60,8 +60,7 @@ def main() -> None:
     rows = measure(arguments)
     _show(rows)
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+        write_results(arguments.json, rows, arguments)
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, object]]:
