@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from willis.cohort.schema import Sequence
 from willis.errors import ParamsError
-from willis.sections import Section, Share, Whole
+from willis.sections import Section, Share, Whole, by_method
 from willis.sections import parse_section as parse_section  # noqa: PLC0414  (every caller finds it here)
 
 
@@ -139,24 +139,18 @@ class LoopParams(Section):
     """Seed of weights, order of patients and dropout."""
     learning_rate: float = Field(1e-3, gt=0)
     """Peak learning rate of AdamW."""
-    weight_decay: float = Field(1e-2, ge=0)
-    """Decoupled weight decay of AdamW."""
-    warmup_share: Share = 0.1
-    """Share of steps in which the learning rate rises."""
-    clip_norm: float = Field(1.0, gt=0)
-    """Largest norm of the gradient."""
+    weight_decay: float = Field(1e-2, ge=0, description="decoupled, of AdamW")
+    warmup_share: Share = Field(0.1, description="share of steps in which the learning rate rises")
+    clip_norm: float = Field(1.0, gt=0, description="largest norm of the gradient")
     num_workers: Whole = Field(2, ge=1)
     """Ray Train workers."""
     use_gpu: bool = False
     """One GPU per worker, NCCL between them."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the forward pass."""
-    threads_per_worker: Whole = Field(1, ge=1)
-    """CPU threads of each worker."""
-    checkpoint_every: Whole = Field(1, ge=1)
-    """Epochs between checkpoints."""
-    max_failures: Whole = Field(3, ge=0)
-    """Lost workers that a run survives."""
+    threads_per_worker: Whole = Field(1, ge=1, description="CPU threads of each worker")
+    checkpoint_every: Whole = Field(1, ge=1, description="epochs between checkpoints")
+    max_failures: Whole = Field(3, ge=0, description="lost workers that a run survives")
 
 
 ImageEncoderName = Literal["cnn_small", "cnn", "cnn_large", "swin"]
@@ -165,18 +159,25 @@ ImageEncoderName = Literal["cnn_small", "cnn", "cnn_large", "swin"]
 class PretrainParams(LoopParams):
     """Pre-training of the image encoder, without labels (docs/method.md)."""
 
-    method: Literal["none", "brainmvp"] = "none"
-    """`brainmvp`: rebuild masked sequences; `none`: `train` starts from nothing."""
+    method: Literal["none", "brainmvp", "mics", "imputmae"] = "none"
+    """`brainmvp`, `mics`, `imputmae`: three ways to rebuild masked sequences; `none`: start from nothing."""
     image_encoder: ImageEncoderName = "cnn"
     """Which encoder is taught; the same as `train.image_encoder`."""
-    epochs: Whole = Field(40, ge=1)
-    """Passes over the training split; the last epoch's weights are kept."""
+    epochs: Whole = Field(40, ge=1, description="passes over the training split; the last weights are kept")
     batch_size: Whole = Field(32, ge=2, description="over all workers")
-    mask_rate: float = Field(0.8, gt=0, lt=1, description="share of blocks that are hidden")
+    mask_rate: float = Field(default_factory=by_method(0.8, mics=0.75, imputmae=0.75), gt=0, lt=1)
+    """Share of blocks that are hidden; .75 for `mics` and `imputmae`."""
     block: Whole = Field(8, ge=1, description="edge of a block, in voxels; a multiple of 4")
-    tau: float = Field(0.1, gt=0, description="temperature of the contrast of the two views")
-    template_share: Share = Field(0.2, description="first share of steps: templates fill both views")
-    contrast_share: Share = Field(1 / 3, description="last share of steps: the contrast counts")
+    tau: float = Field(default_factory=by_method(0.1, mics=0.07), gt=0)
+    """Temperature of the contrast of two views; .07 for `mics`."""
+    template_share: Share = Field(default_factory=by_method(0.2, mics=0.0, imputmae=0.0))
+    """First share of steps: no sequence stands for another; 0 for `mics` and `imputmae`."""
+    contrast_share: Share = Field(default_factory=by_method(1 / 3, mics=1.0))
+    """Last share of steps: what compares views counts; 1 for `mics`."""
+    momentum: Share = Field(0.995, description="of the slow encoder of `mics`, per step")
+    bank: Whole = Field(1024, ge=2, description="keys that `mics` keeps of earlier steps, two per study")
+    soft_targets: Share = Field(0.4, description="share of `mics`' target that its slow encoder gives")
+    lambda_discriminator: float = Field(0.1, ge=0, description="weight of hiding the sequence, in `mics`")
 
 
 class TrainParams(LoopParams):
@@ -199,18 +200,22 @@ class TrainParams(LoopParams):
     semi_supervision: Literal["none", "src_mt"] = "none"
     """`src_mt`: agree with an averaged network, on patients without an outcome too (docs/method.md)."""
     teacher_decay: float = Field(0.99, ge=0, lt=1, description="of the average that teaches in `src_mt`")
-    lambda_consistency: float = Field(1.0, ge=0)
-    """Weight of both consistencies of `src_mt`, once it has risen."""
-    consistency_ramp_share: Share = 0.3
-    """Share of steps in which it rises."""
+    lambda_consistency: float = Field(1.0, ge=0, description="of both in `src_mt`, once it has risen")
+    consistency_ramp_share: Share = Field(0.3, description="share of steps in which it rises")
     outcome: Literal["ordinal", "binary"] = "ordinal"
     """Learn from all seven grades of the Rankin scale, or only from poor (3-6) against good."""
+    isda: float = Field(0.0, ge=0, description="strength of augmenting embeddings along their class; 0: off")
     class_weighting: Literal["none", "balanced"] = "none"
     """`balanced`: the rarer outcome weighs as much in all as the other (docs/method.md)."""
     fusion: Literal["concat", "add", "cross_attention", "daft", "vdafm_pooled", "vdafm_token", "late"] = (
         "vdafm_pooled"
     )
     """How image and report meet (docs/method.md); `vdafm_token` alone word by word, `late` not at all."""
+    late_weights: Literal["learned", "entropy"] = "learned"
+    """In `late`: one weight per modality, or also less for one that is unsure of the case."""
+    absent: Literal["learned", "imputed"] = "learned"
+    """What stands for an absent modality: a learned vector, or a guess from those that are present."""
+    lambda_imputation: float = Field(1.0, ge=0, description="weight of learning to guess, in `imputed`")
     width: Whole = Field(128, ge=16)
     """Shared width D of the fusion."""
     contrast_width: Whole = Field(64, ge=8)
@@ -219,12 +224,9 @@ class TrainParams(LoopParams):
     """Layers of attention in `vdafm_pooled` and `vdafm_token`."""
     fusion_heads: Whole = Field(8, ge=1)
     """Attention heads of those layers."""
-    lambda_contrast: float = Field(0.005, ge=0)
-    """Weight of the contrastive loss in the first epoch."""
-    lambda_contrast_decay: float = Field(0.95, gt=0, le=1)
-    """Its factor per epoch."""
-    lambda_align: float = Field(0.1, ge=0)
-    """Weight of the alignment loss."""
+    lambda_contrast: float = Field(0.005, ge=0, description="weight of the contrast in the first epoch")
+    lambda_contrast_decay: float = Field(0.95, gt=0, le=1, description="its factor per epoch")
+    lambda_align: float = Field(0.1, ge=0, description="weight of the alignment loss")
     temperature: float = Field(0.07, gt=0)
     """Temperature at which the contrast starts; it is learnt."""
     image_encoder: ImageEncoderName = "cnn"

@@ -4,6 +4,7 @@ An unknown key is refused with the nearest known one; a value out of range is re
 place in the file.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -27,6 +28,16 @@ class Section(BaseModel):
 
 
 S = TypeVar("S", bound=Section)
+
+
+def by_method(default: float, **others: float) -> Callable[[dict[str, Any]], float]:
+    """Make a default that follows the section's `method`, which stands above it.
+
+    Args:
+        default: for a method that is not named.
+        others: method -> what its paper has.
+    """
+    return lambda values: others.get(values.get("method", ""), default)
 
 
 def parse_section(section: type[S], values: dict[str, Any], place: str) -> S:

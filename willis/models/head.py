@@ -5,12 +5,15 @@ order of `schema.MODALITIES`.
 """
 
 import math
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from willis.cohort.schema import MODALITIES, POOR_FROM
+
+LateWeights = Literal["learned", "entropy"]
 
 NUM_CUTS = 6
 """mRS 0 to 6 is cut in six places: is it above 0, above 1, ... above 5?"""
@@ -56,15 +59,18 @@ class Roads(nn.Module):
 
 
 class LateHead(nn.Module):
-    """One head per modality, and the average of those that are present (docs/method.md, eq. 22 to 24).
+    """One head per modality, and the average of those that are present (docs/method.md, eq. 22 to 24, 50).
 
     Nothing joins two modalities before each has made its own prediction: h_m, head and road are those of m.
     Log-odds are averaged, not probabilities, so that the cuts of the Rankin scale shift an average as they
-    shift each prediction. The weights start equal.
+    shift each prediction. The weights start equal; by entropy, a head that is unsure of a case counts less.
     """
 
-    def __init__(self, width_in: int, width: int, dropout: float, prevalence: float) -> None:
+    def __init__(
+        self, width_in: int, width: int, dropout: float, prevalence: float, weights: LateWeights = "learned"
+    ) -> None:
         super().__init__()
+        self.by_entropy = weights == "entropy"
         self.heads = nn.ModuleList(Head(width_in, width, dropout, prevalence) for _ in MODALITIES)
         self.log_weight = nn.Parameter(torch.zeros(len(MODALITIES)))
 
@@ -84,13 +90,19 @@ class LateHead(nn.Module):
         said = [head(vectors[:, m]) for m, head in enumerate(self.heads)]
         logits = torch.stack([logit for logit, _ in said], dim=1) + own
         embeddings = torch.stack([embedding for _, embedding in said], dim=1)
-        weights = self.weights(present)
+        weights = self.weights(present, logits)
         return (weights * logits).sum(dim=1), (weights[..., None] * embeddings).sum(dim=1)
 
-    def weights(self, present: Bool[Tensor, "B 3"]) -> Float[Tensor, "B 3"]:
+    def weights(self, present: Bool[Tensor, "B 3"], logits: Float[Tensor, "B 3"]) -> Float[Tensor, "B 3"]:
         """Weights that add up to 1 over the present modalities; over all three where none is present."""
         speaks = present | ~present.any(dim=1, keepdim=True)
-        return self.log_weight.masked_fill(~speaks, -torch.inf).softmax(dim=1)
+        log_weight = self.log_weight - entropy(logits.detach()) if self.by_entropy else self.log_weight
+        return log_weight.masked_fill(~speaks, -torch.inf).softmax(dim=1)
+
+
+def entropy(logit: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
+    """How unsure a prediction is of poor against good, in nats: 0 to log 2."""
+    return nn.functional.softplus(logit) - logit * logit.sigmoid()
 
 
 class Grades(nn.Module):

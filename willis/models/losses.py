@@ -18,6 +18,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similar
 from willis.cohort.schema import POOR_FROM
 from willis.models.fusion import Pair
 from willis.models.head import NUM_CUTS
+from willis.models.imputer import Imputation
 
 GATHERED = [field.name for field in fields(Pair) if field.name != "scale"]
 
@@ -34,6 +35,9 @@ class Scored:
         paired: image and text are both present; other rows are masked out of both alignment losses.
         pair: None for a fusion without alignment.
         offsets: d_k of the cumulative logits; None where only poor and good are told apart.
+        imputation: how well present modalities were guessed from the others; None where nothing is guessed.
+        spread: variance of the logit within good and within poor; None without ISDA.
+        embedding: what the head reads; None without ISDA.
     """
 
     logit: Float[Tensor, " B"]
@@ -43,11 +47,22 @@ class Scored:
     paired: Bool[Tensor, " B"]
     pair: Pair | None
     offsets: Float[Tensor, " K"] | None
+    imputation: Imputation | None = None
+    spread: Float[Tensor, " 2"] | None = None
+    embedding: Float[Tensor, "B R"] | None = None
+
+    def margin(self, isda: float) -> Float[Tensor, " B"] | None:
+        """a/2 w . Sigma_y w of each row's class (docs/method.md, eq. 53); None without ISDA."""
+        if self.spread is None:
+            return None
+        known = ~self.outcome.isnan()
+        of_class = self.spread[torch.where(known, self.outcome, 0.0).long()]
+        return isda / 2 * torch.where(known, of_class, 0.0)
 
 
 @dataclass(frozen=True)
 class Losses:
-    """The terms, unweighted, and their weighted sum; the last two are None without semi-supervision."""
+    """The terms, unweighted, and their weighted sum; a term that is switched off is None."""
 
     total: Float[Tensor, ""]
     outcome: Float[Tensor, ""]
@@ -55,6 +70,7 @@ class Losses:
     align: Float[Tensor, ""]
     consistency: Float[Tensor, ""] | None = None
     relation: Float[Tensor, ""] | None = None
+    imputation: Float[Tensor, ""] | None = None
 
     def numbers(self) -> dict[str, float]:
         """The terms that there are, by name."""
@@ -154,11 +170,16 @@ def gather_rows(tensors: Sequence[Tensor]) -> list[Tensor]:
 def join_ranks(scored: Scored) -> Scored:
     """The batch of all ranks together; the same on every rank."""
     pair = [] if scored.pair is None else [getattr(scored.pair, name) for name in GATHERED]
-    logit, outcome, grade, weight, paired, *rest = gather_rows(
-        [scored.logit, scored.outcome, scored.grade, scored.weight, scored.paired, *pair]
-    )
-    joined = scored.pair and replace(scored.pair, **dict(zip(GATHERED, rest, strict=True)))
-    return Scored(logit, outcome, grade, weight, paired, joined, scored.offsets)
+    guessed = [] if scored.imputation is None else scored.imputation.columns()
+    embedding = [] if scored.embedding is None else [scored.embedding]
+    own = [scored.logit, scored.outcome, scored.grade, scored.weight, scored.paired]
+    logit, outcome, grade, weight, paired, *rest = gather_rows([*own, *pair, *guessed, *embedding])
+    joined = scored.pair and replace(scored.pair, **dict(zip(GATHERED, rest[: len(pair)], strict=True)))
+    imputation = scored.imputation and Imputation(*rest[len(pair) : len(pair) + len(guessed)])
+    return replace(
+        scored, logit=logit, outcome=outcome, grade=grade, weight=weight, paired=paired, pair=joined,
+        imputation=imputation, embedding=rest[-1] if embedding else None,
+    )  # fmt: skip
 
 
 def outcome_loss(
@@ -168,6 +189,7 @@ def outcome_loss(
     weight: Float[Tensor, " B"],
     offsets: Float[Tensor, " K"] | None,
     classes: ClassWeights | None = None,
+    margin: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, ""]:
     """Cross-entropy over rows with a known outcome; 0, still attached, when there are none.
 
@@ -180,22 +202,29 @@ def outcome_loss(
         classes: weights and shifts of the cuts. The sum is still divided by the rows that count, not by
             their class weights: those of one batch are not those of the split, and the shift would no longer
             be what the weights do (in a batch of one row they would cancel).
+        margin: how far each row's logits are moved away from its answers.
     """
     known = ~outcome.isnan()
     at_poor = None if classes is None else classes.at_poor()
-    each = _asked(logit, torch.where(known, outcome, 0.0), at_poor)
+    each = _asked(logit, torch.where(known, outcome, 0.0), at_poor, margin)
     if offsets is not None:
         above = (grade[:, None] > torch.arange(len(offsets), device=grade.device)).to(logit.dtype)
-        graded = _asked(logit[:, None] - offsets, above, classes).mean(1)
+        beside = None if margin is None else margin[:, None]
+        graded = _asked(logit[:, None] - offsets, above, classes, beside).mean(1)
         each = torch.where(grade.isnan(), each, graded)
     counted = weight * known
     return (each * counted).sum() / counted.sum().clamp(min=1e-9)
 
 
 def _asked(
-    logit: Float[Tensor, "*rows"], answer: Float[Tensor, "*rows"], classes: ClassWeights | None
+    logit: Float[Tensor, "*rows"],
+    answer: Float[Tensor, "*rows"],
+    classes: ClassWeights | None,
+    margin: Tensor | None,
 ) -> Float[Tensor, "*rows"]:
     """Cross-entropy of each question, weighted by its answer and asked of the shifted logit."""
+    if margin is not None:
+        logit = logit - (2 * answer - 1) * margin
     if classes is None:
         return binary_cross_entropy_with_logits(logit, answer, reduction="none")
     each = binary_cross_entropy_with_logits(logit + classes.shift(), answer, reduction="none")
@@ -240,16 +269,24 @@ def align_loss(pair: Pair, valid: Bool[Tensor, " B"]) -> Float[Tensor, ""]:
 
 
 def total_loss(
-    scored: Scored, lambda_contrast: float, lambda_align: float, classes: ClassWeights | None = None
+    scored: Scored,
+    lambda_contrast: float,
+    lambda_align: float,
+    classes: ClassWeights | None = None,
+    lambda_imputation: float = 1.0,
+    isda: float = 0.0,
 ) -> Losses:
     """L = L_out + lambda_con L_con + lambda_align L_align, over the rows given (see `join_ranks`).
+
+    Where absent modalities are guessed, lambda_imp L_imp is added; with ISDA, L_out is that of eq. 53.
 
     Every term is always computed, a weight of 0 included: a skipped term would leave parameters without a
     gradient, which stops data-parallel training.
     """
     outcome = outcome_loss(
-        scored.logit.float(), scored.outcome, scored.grade, scored.weight, scored.offsets, classes
-    )
+        scored.logit.float(), scored.outcome, scored.grade, scored.weight, scored.offsets, classes,
+        scored.margin(isda),
+    )  # fmt: skip
     zero = outcome.new_zeros(())
     contrast, align = zero, zero
     if scored.pair is not None:
@@ -259,4 +296,8 @@ def total_loss(
         )
         align = align_loss(scored.pair, valid)
     total = outcome + lambda_contrast * contrast + lambda_align * align
-    return Losses(total, outcome, contrast, align)
+    if scored.imputation is None:
+        return Losses(total, outcome, contrast, align)
+    imputation = scored.imputation.loss(scored.weight)
+    total = total + lambda_imputation * imputation
+    return Losses(total, outcome, contrast, align, imputation=imputation)

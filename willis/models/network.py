@@ -17,7 +17,9 @@ from willis.cohort.schema import MODALITIES, POOR_FROM, Sequence
 from willis.errors import ShapeError
 from willis.models.encoded import IMAGE, TEXT, Encoded
 from willis.models.fusion import FUSIONS, LATE, Fusion, FusionName, FusionShape, Pair
-from willis.models.head import NUM_CUTS, Grades, Head, LateHead, Roads
+from willis.models.head import NUM_CUTS, Grades, Head, LateHead, LateWeights, Roads
+from willis.models.imputer import AbsentName, Imputation, Imputer
+from willis.models.isda import ClassSpread
 from willis.models.losses import Scored
 from willis.models.table import FeatureColumn, FeatureEncoder, TableEncoderName
 from willis.models.text import TEXT_WIDTH
@@ -32,6 +34,9 @@ class NetworkConfig(BaseModel):
         fact_columns: measured facts that join the image; empty when `image_facts` is off.
         image_encoder: of the volumes; `cnn` where a contract does not say.
         table_encoder: of the clinical table, not of the facts; `mlp` where a contract does not say.
+        absent: what stands for an absent modality; `learned` where a contract does not say.
+        isda: learn the spread of the embedding within each class; not in late fusion, which has no one head.
+        late_weights: of the three predictions in late fusion; `learned` where a contract does not say.
         prevalence: share of poor outcomes in the training split, the answer when nothing is known.
         ordinal: learn from all grades of the scale, not only from poor against good.
         num_cuts: grades of the scale less one; the Rankin scale is cut in six places.
@@ -51,6 +56,9 @@ class NetworkConfig(BaseModel):
     table_encoder: TableEncoderName = "mlp"
     use_modalities: tuple[str, ...] = MODALITIES
     fusion: FusionName = "vdafm_pooled"
+    absent: AbsentName = "learned"
+    late_weights: LateWeights = "learned"
+    isda: bool = False
     width: int = Field(128, ge=16)
     contrast_width: int = Field(64, ge=8)
     fusion_layers: int = Field(1, ge=1)
@@ -132,16 +140,23 @@ class Output:
         embedding: the fused vector just before the last layer; in late fusion the average of the three.
         pair: what the alignment losses compare; None for a fusion without alignment.
         offsets: P(mRS > k) = sigmoid(logit - offsets[k]); None for a network that knows poor and good alone.
+        imputation: how well present modalities were guessed from the others; None where nothing is guessed.
+        spread: variance of the logit within good and within poor; None without ISDA.
     """
 
     logit: Float[Tensor, " B"]
     embedding: Float[Tensor, "B R"]
     pair: Pair | None
     offsets: Float[Tensor, " K"] | None
+    imputation: Imputation | None = None
+    spread: Float[Tensor, " 2"] | None = None
 
     def scored(self, batch: Batch, paired: Bool[Tensor, " B"]) -> Scored:
         """Join with the targets of `batch`; `paired` marks rows whose image and text were both used."""
-        return Scored(self.logit, batch.outcome, batch.grade, batch.weight, paired, self.pair, self.offsets)
+        return Scored(
+            self.logit, batch.outcome, batch.grade, batch.weight, paired, self.pair, self.offsets,
+            self.imputation, self.spread, None if self.spread is None else self.embedding,
+        )  # fmt: skip
 
 
 class ImageEncoder(nn.Module):
@@ -245,13 +260,13 @@ class TrimodalNetwork(nn.Module):
         late = config.fusion == LATE
         self.fusion = None if late else _fusion(config)
         self.head = None if late else _head(config)
-        self.late = (
-            LateHead(width, config.contrast_width, config.dropout, config.prevalence) if late else None
-        )
+        self.late = _late(config) if late else None
         self.roads = Roads(width)
         self.grades = Grades(config.num_cuts, config.poor_from) if config.ordinal else None
         reads_words = config.reads_tokens and "text" in used
         self.text_tokens = TextProjection(config.text_width, width, config.dropout) if reads_words else None
+        self.imputer = Imputer(width) if config.absent == "imputed" else None
+        self.spread = ClassSpread(config.contrast_width) if config.isda else None
 
     def forward(self, batch: Batch) -> Output:
         """Predict a batch that may mix all seven patterns of presence.
@@ -298,7 +313,7 @@ class TrimodalNetwork(nn.Module):
         return replace(encoded, text=vector, text_tokens=self.text_tokens(tokens), text_real=real)
 
     def fuse(self, encoded: Encoded, modality_present: Bool[Tensor, "B 3"]) -> Output:
-        """Put learned vectors where a modality is absent, and ask early or late fusion.
+        """Put learned vectors or guesses where a modality is absent, and ask early or late fusion.
 
         Args:
             encoded: of `encode`; rows of absent modalities are never looked at.
@@ -307,18 +322,29 @@ class TrimodalNetwork(nn.Module):
         present = modality_present & self.used_modalities()
         vectors = (encoded.image, encoded.text, encoded.table)
         own = self.roads(torch.stack(vectors, dim=1), present)
+        normed = [norm(vector) for norm, vector in zip(self.norms, vectors, strict=True)]
+        standing, imputation = self.standing(normed, present)
         image, text, table = (
-            torch.where(present[:, m, None], norm(vector), self.absent[m])
-            for m, (norm, vector) in enumerate(zip(self.norms, vectors, strict=True))
+            torch.where(present[:, m, None], normed[m], standing[m]) for m in range(len(MODALITIES))
         )
         offsets = None if self.grades is None else self.grades()
         if self.late is not None:
             logit, embedding = self.late(torch.stack([image, text, table], dim=1), own, present)
-            return Output(logit, embedding, None, offsets)
+            return Output(logit, embedding, None, offsets, imputation)
         assert self.fusion is not None and self.head is not None, "built where late fusion is not"
         fused = self.fusion(image, text, encoded.tokens(present) if self.config.reads_tokens else None)
         logit, embedding = self.head(torch.cat([table, fused.vector, present.to(table.dtype)], dim=-1))
-        return Output(logit + own.sum(dim=-1), embedding, fused.pair, offsets)
+        spread = None if self.spread is None else self.spread.along(self.head.logit.weight[0])
+        return Output(logit + own.sum(dim=-1), embedding, fused.pair, offsets, imputation, spread)
+
+    def standing(
+        self, normed: list[Float[Tensor, "B W"]], present: Bool[Tensor, "B 3"]
+    ) -> tuple[list[Tensor], Imputation | None]:
+        """What stands for each modality where it is absent: a learned vector, or a guess from the others."""
+        if self.imputer is None:
+            return [self.absent[m] for m in range(len(MODALITIES))], None
+        guessed, imputation = self.imputer(torch.stack(normed, dim=1), present, self.absent)
+        return list(guessed.unbind(dim=1)), imputation
 
     def used_modalities(self) -> Bool[Tensor, " 3"]:
         """Which of image, text, table this network was built for."""
@@ -344,3 +370,9 @@ def _fusion(config: NetworkConfig) -> Fusion:
 def _head(config: NetworkConfig) -> Head:
     width_in = config.width + config.contrast_width + len(MODALITIES)
     return Head(width_in, config.contrast_width, config.dropout, config.prevalence)
+
+
+def _late(config: NetworkConfig) -> LateHead:
+    return LateHead(
+        config.width, config.contrast_width, config.dropout, config.prevalence, config.late_weights
+    )

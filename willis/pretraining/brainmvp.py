@@ -1,8 +1,7 @@
 """BrainMVP: rebuild a masked sequence from a learned brain and from another sequence (docs/method.md).
 
 A view shows the encoder one sequence alone, as it meets a study that has no other: templates stand in for the
-rest. Blocks are whole patches of the linear stem, so the template fills them as tokens, once per step, and no
-gradient is taken over the voxels of the batch.
+rest (`willis.pretraining.tokens`).
 
 Axis letters: B studies, C sequences, X Y Z voxels, W widths; a grid is a volume in tokens.
 
@@ -10,32 +9,24 @@ Reference:
     arXiv 2410.10604 (CVPR 2025): eq. 27 to 31 of docs/method.md, brought to an encoder of named sequences.
 """
 
-import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from willis.cohort.schema import Sequence
-from willis.models.losses import contrast_loss, gather_rows
-from willis.models.vision import (
-    ENCODERS,
-    PATCH,
-    Block,
-    EncoderSize,
-    ImageEncoderName,
-    PatchStem,
-    VolumeEncoder,
-    channels_last,
-)
-from willis.pretraining.masking import Triple, spread
+from willis.models.losses import contrast_loss
+from willis.params import PretrainParams
+from willis.pretraining.masking import Triple, as_tensors, draw
+from willis.pretraining.method import Method, MethodLosses, PerStudy, Studies, row_mean, standardised
+from willis.pretraining.tokens import alone, mixed
 
 TEMPLATE_WEIGHT = 10.0
 
 
 @dataclass(frozen=True)
-class Views:
+class Views(PerStudy):
     """A batch of studies and what is asked of each.
 
     Attributes:
@@ -54,14 +45,9 @@ class Views:
     blocks: Bool[Tensor, "B X2 Y2 Z2"]
     weight: Float[Tensor, " B"]
 
-    def to(self, device: torch.device) -> "Views":
-        """Copy to a device."""
-        moved = {field.name: getattr(self, field.name).to(device) for field in fields(self)}
-        return replace(self, **moved)
-
 
 @dataclass(frozen=True)
-class Rebuilt:
+class Rebuilt(PerStudy):
     """What became of the two views: A is filled by the template, B by another sequence.
 
     Attributes:
@@ -76,67 +62,34 @@ class Rebuilt:
     image_b: Float[Tensor, "B W"]
     weight: Float[Tensor, " B"]
 
-    def joined(self) -> "Rebuilt":
-        """The batch of all ranks together, differentiably; the same on every rank."""
-        names = [field.name for field in fields(self)]
-        return Rebuilt(*gather_rows([getattr(self, name) for name in names]))
-
 
 @dataclass(frozen=True)
-class ViewLosses:
+class ViewLosses(MethodLosses):
     """The terms, unweighted, and their weighted sum."""
 
-    total: Float[Tensor, ""]
     template: Float[Tensor, ""]
     cross: Float[Tensor, ""]
     contrast: Float[Tensor, ""]
 
 
-class Decoder(nn.Module):
-    """The top grid back to a volume of each sequence; light, and thrown away after pre-training.
+class BrainMVP(Method[Views, Rebuilt]):
+    """Two views of one sequence: its hidden blocks filled by its template, and by another sequence."""
 
-    Both maps are linear from a token to the patch below it (transposed convolutions without overlap, which as
-    such are slow on a CPU).
-    """
+    headings: ClassVar = ("a study", "what is seen", "rebuilt (template)", "rebuilt (other)")
+    reconstruction: ClassVar = {"template": TEMPLATE_WEIGHT, "cross": 1.0}
 
-    def __init__(self, stem: PatchStem, size: EncoderSize, num_sequences: int) -> None:
-        super().__init__()
-        self.doubled = tuple(math.ceil(edge / 2) for edge in stem.grid())
-        self.padded = stem.padded
-        x, y, z = PATCH
-        self.twice = (2 * x, 2 * y, 2 * z)
-        num_voxels = math.prod(self.twice)
-        self.up = nn.Linear(size.top, 8 * size.body)
-        self.mix = Block(size.body, 3)
-        self.paint = nn.Parameter(torch.randn(num_sequences, size.body, num_voxels) * 0.02)
-        self.base = nn.Parameter(torch.zeros(num_sequences, num_voxels))
-
-    def forward(self, top: Tensor, target: Int[Tensor, " B"]) -> Float[Tensor, "B X Y Z"]:
-        """(B, top width, grid...) to padded volumes of the sequences that are asked for."""
-        x, y, z = self.doubled
-        tokens = self.mix(channels_last(_unpatched(self.up(top.movedim(1, -1)), (2, 2, 2))[:, :, :x, :y, :z]))
-        chosen = nn.functional.one_hot(target, len(self.paint)).to(tokens.dtype)
-        paint, base = _mixed(chosen, self.paint), _mixed(chosen, self.base)
-        patches = tokens.flatten(2).transpose(1, 2) @ paint + base[:, None]
-        painted = _unpatched(patches.unflatten(1, (x, y, z)), self.twice)
-        x, y, z = self.padded
-        return painted[:, 0, :x, :y, :z]
-
-
-class BrainMVP(nn.Module):
-    """The network's own encoder of volumes, without its last map, and a decoder."""
-
-    def __init__(
-        self, sequences: tuple[Sequence, ...], shape: Triple, block: int, name: ImageEncoderName = "cnn"
-    ) -> None:
-        super().__init__()
-        self.shape = shape
-        self.encoder = VolumeEncoder(sequences, shape, width=1, dropout=0.0, name=name)
-        self.encoder.body.pool = nn.Sequential()  # its width is the network's choice: contrast what it reads
-        self.decoder = Decoder(self.encoder.stem, ENCODERS[name], len(sequences))
-        x, y, z = PATCH
-        self.block = block
-        self.tokens_per_block = (block // x, block // y, block // z)
+    @classmethod
+    def asked(cls, studies: Studies, grid: Triple, rate: float) -> Views:
+        """Draw a sequence, another one, and the blocks of each study."""
+        draws = [
+            draw(there, grid, rate, rng) for there, rng in zip(studies.present, studies.rngs, strict=True)
+        ]
+        return Views(
+            torch.from_numpy(studies.volume),
+            torch.from_numpy(studies.present),
+            *as_tensors(draws),
+            torch.from_numpy(studies.weight),
+        )
 
     def forward(self, views: Views, cross: bool) -> Rebuilt:
         """Fill, encode and rebuild both views.
@@ -155,6 +108,24 @@ class BrainMVP(nn.Module):
             pooled(top_a), pooled(top_b), views.weight,
         )  # fmt: skip
 
+    def losses(self, answer: Rebuilt, params: PretrainParams, contrast: float) -> ViewLosses:
+        """`brainmvp_loss` at the temperature of the run."""
+        return brainmvp_loss(answer, params.tau, contrast)
+
+    def pictures(self, views: Views, channel: int) -> list[Float[Tensor, "X Y Z"]]:
+        """One sequence: whole, masked, and rebuilt from either view; the first other one is lent."""
+        others = views.present[0].nonzero()[:, 0]
+        others = others[others != channel]
+        target = torch.tensor([channel])
+        views = replace(views, target=target, filler=others[:1] if len(others) else target)
+        values = self.encoder.decoded(views.volume, views.present)
+        hidden, _ = self.hidden(views.blocks)
+        rebuilt = [
+            self.decoder(self.encoder.body.top(tokens), target).float()[0]
+            for tokens in self.tokens(views, values, cross=True)
+        ]
+        return [values[0, channel], values[0, channel].masked_fill(hidden[0], 0.0), *rebuilt]
+
     def error(self, top: Tensor, views: Views, whole: Float[Tensor, "B X Y Z"]) -> Float[Tensor, " B"]:
         """Mean square between what a top grid is painted to and the whole sequence, padding left out."""
         x, y, z = self.shape
@@ -167,19 +138,20 @@ class BrainMVP(nn.Module):
         The template learns in view A's hidden blocks alone; elsewhere it stands in and is not asked.
         """
         stem, rows = self.encoder.stem, torch.arange(len(values), device=values.device)
-        hidden = spread(views.blocks, (self.block,) * 3, _triple(stem.padded))
+        hidden, hidden_tokens = self.hidden(views.blocks)
         whole = values[rows, views.target]
         kept = whole.masked_fill(hidden, 0.0)
         lent = cross & (views.filler != views.target)
         filled = torch.where(hidden & lent[:, None, None, None], values[rows, views.filler], kept)
-        chosen = nn.functional.one_hot(views.target, values.shape[1]).to(values.dtype)
-        own = _mixed(chosen, stem.each(stem.template))
+        num = values.shape[1]
+        chosen = nn.functional.one_hot(views.target, num).to(values.dtype)
+        own = mixed(chosen, stem.each(stem.template))
         fixed = stem.each(stem.template.detach())
-        own_fixed, others = _mixed(chosen, fixed), _mixed(1 - chosen, fixed)
-        by_token = spread(views.blocks, self.tokens_per_block, _triple(stem.grid()))[:, None]
+        own_fixed, others = mixed(chosen, fixed), mixed(1 - chosen, fixed)
+        by_token = hidden_tokens[:, None]
         unlent = by_token & ~lent[:, None, None, None, None]
-        view_a = stem.project(_alone(kept, views.target, values)) + own * by_token + others
-        view_b = stem.project(_alone(filled, views.target, values)) + own_fixed * unlent + others
+        view_a = stem.project(alone(kept, views.target, num)) + own * by_token + others
+        view_b = stem.project(alone(filled, views.target, num)) + own_fixed * unlent + others
         return view_a, view_b
 
 
@@ -193,50 +165,10 @@ def brainmvp_loss(rebuilt: Rebuilt, tau: float, contrast_weight: float) -> ViewL
         tau: temperature of the contrast.
         contrast_weight: 1 in the last share of the run, 0 before.
     """
-    weight = rebuilt.weight / rebuilt.weight.sum().clamp(min=1e-9)
-    template = (rebuilt.error_a * weight).sum()
-    cross = (rebuilt.error_b * weight).sum()
+    template, cross = row_mean(rebuilt.error_a, rebuilt.weight), row_mean(rebuilt.error_b, rebuilt.weight)
     scale = template.new_tensor(1 / tau)
-    image_a, image_b = _standardised(rebuilt)
-    contrast = contrast_loss(image_a, image_b, rebuilt.weight > 0, scale)
+    counted = rebuilt.weight > 0
+    image_a, image_b = standardised((rebuilt.image_a, rebuilt.image_b), counted)
+    contrast = contrast_loss(image_a, image_b, counted, scale)
     total = TEMPLATE_WEIGHT * template + cross + contrast_weight * contrast
     return ViewLosses(total, template, cross, contrast)
-
-
-def _standardised(rebuilt: Rebuilt) -> list[Float[Tensor, "B W"]]:
-    """Both views' features about their mean over the batch, in units of their spread.
-
-    Features of brains point nearly one way: with cosines near 1 a contrast of them asks for nothing.
-    """
-    images = (rebuilt.image_a.float(), rebuilt.image_b.float())
-    counted = torch.cat([image[rebuilt.weight > 0] for image in images])
-    spread_of = (counted.var(dim=0, correction=0) + 1e-6).sqrt()  # a root of 0 would have no gradient
-    return [(image - counted.mean(dim=0)) / spread_of for image in images]
-
-
-def _unpatched(tokens: Float[Tensor, "B X Y Z P"], patch: Triple) -> Float[Tensor, "B W X2 Y2 Z2"]:
-    """Lay what stands in each token, channels first, over the patch that the token covers."""
-    size = tokens.shape[:4]
-    apart: Tensor = tokens.unflatten(-1, (-1, *patch)).permute(0, 4, 1, 5, 2, 6, 3, 7)
-    x, y, z = (edge * step for edge, step in zip(size[1:], patch, strict=True))
-    laid: Tensor = apart.reshape(size[0], -1, x, y, z)
-    return laid
-
-
-def _alone(
-    sequence: Float[Tensor, "B X Y Z"], channel: Int[Tensor, " B"], like: Float[Tensor, "B C X Y Z"]
-) -> Float[Tensor, "B C X Y Z"]:
-    """One sequence in its channel, nothing in the others."""
-    alone = torch.zeros_like(like)
-    alone[torch.arange(len(sequence), device=like.device), channel] = sequence
-    return alone
-
-
-def _mixed(share: Float[Tensor, "B C"], tokens: Float[Tensor, "C W ..."]) -> Float[Tensor, "B W ..."]:
-    """Sum of the channels' tokens; by a product, for the gradient of an index is added up in any order."""
-    return torch.einsum("bc,cw...->bw...", share.to(tokens.dtype), tokens)
-
-
-def _triple(size: tuple[int, ...]) -> Triple:
-    x, y, z = size
-    return x, y, z

@@ -6,10 +6,10 @@ goes on, or that uses another number of workers, hides the same blocks of the sa
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,23 +20,27 @@ from torch import nn
 from willis.errors import CohortError, StepError
 from willis.imaging.shards import StudyArrays
 from willis.params import PretrainParams
-from willis.pretraining.brainmvp import TEMPLATE_WEIGHT, BrainMVP, ViewLosses, Views, brainmvp_loss
-from willis.pretraining.masking import Triple, as_tensors, block_grid, check_block, draw
+from willis.pretraining.masking import Triple, block_grid, check_block
+from willis.pretraining.method import Method, MethodLosses, PerStudy, Studies
+from willis.pretraining.methods import method_of
 from willis.training.checkpoints import Checkpoints, TrainState
 from willis.training.dataset import Rows, Share, ahead, epoch_order, num_steps, shares
 from willis.training.loop import Tick, World, arithmetic, copied, reuse_freed_memory
 from willis.training.optimizer import learning_rate, make_optimizer
-from willis.training.start import start_templates
 
 
 class PretrainRecord(BaseModel):
-    """One line of metrics.jsonl.
+    """One line of metrics.jsonl; terms that the method does not have are None.
 
     Attributes:
-        template_loss: MSE of view A, whose hidden blocks the template fills; unweighted, as the next two.
-        cross_loss: MSE of view B.
-        contrast_loss: of the two views, also while it does not count.
-        val_template_loss: the same on validation, with masks that stay the same; None without such studies.
+        reconstruction_loss: how well volumes are rebuilt, weighted as in the loss; the terms are unweighted.
+        template_loss: `brainmvp`, MSE of view A, whose hidden blocks the template fills.
+        cross_loss: `brainmvp`, MSE of view B.
+        contrast_loss: `brainmvp`, of the two views, also while it does not count.
+        masked_loss: `mics` and `imputmae`, MSE over what is hidden.
+        consistency_loss: `mics`, of one sequence with the other.
+        align_loss: `mics`, of the discriminator; log C where it finds nothing in C sequences.
+        val_loss: reconstruction on validation, with masks that stay the same; None without such studies.
         num_patients: studies that were learned from.
     """
 
@@ -44,28 +48,24 @@ class PretrainRecord(BaseModel):
 
     epoch: int
     loss: float
-    template_loss: float
-    cross_loss: float
-    contrast_loss: float
+    reconstruction_loss: float
+    template_loss: float | None = None
+    cross_loss: float | None = None
+    contrast_loss: float | None = None
+    masked_loss: float | None = None
+    consistency_loss: float | None = None
+    align_loss: float | None = None
+    val_loss: float | None = None
     val_template_loss: float | None = None
     val_cross_loss: float | None = None
     val_contrast_loss: float | None = None
+    val_masked_loss: float | None = None
+    val_consistency_loss: float | None = None
+    val_align_loss: float | None = None
     learning_rate: float
     gradient_norm: float
     num_patients: int
     seconds: float
-
-    @property
-    def reconstruction_loss(self) -> float:
-        """Both views on training, weighted as in the loss."""
-        return TEMPLATE_WEIGHT * self.template_loss + self.cross_loss
-
-    @property
-    def val_loss(self) -> float | None:
-        """The same on validation; None without such studies."""
-        if self.val_template_loss is None or self.val_cross_loss is None:
-            return None
-        return TEMPLATE_WEIGHT * self.val_template_loss + self.val_cross_loss
 
 
 OnTick = Callable[[Tick[PretrainRecord]], None]
@@ -96,8 +96,9 @@ class PretrainJob:
             folder: of the checkpoints.
 
         Raises:
-            ParamsError: the blocks do not fit the encoder.
+            ParamsError: there is no method, or the blocks do not fit the encoder.
         """
+        method_of(params)
         check_block(params)
         summed = hashlib.sha256((arrays.folder / "ingest.json").read_bytes())
         summed.update("\n".join([params.model_dump_json(), *arrays.patient_ids, *split.tolist()]).encode())
@@ -151,25 +152,25 @@ def pretrain_encoder(
     return state
 
 
-def trained_network(job: PretrainJob, state: TrainState[PretrainRecord]) -> BrainMVP:
+def trained_network(job: PretrainJob, state: TrainState[PretrainRecord]) -> Method[Any, Any]:
     """The network as a finished run left it, ready to be looked at."""
     network = new_network(job)
     network.load_state_dict(state.best)
     return network.eval()
 
 
-def new_network(job: PretrainJob) -> BrainMVP:
+def new_network(job: PretrainJob) -> Method[Any, Any]:
     """The network of a run before its first step, initialised by torch's state of chance."""
-    return BrainMVP(job.arrays.sequences, job.shape(), job.params.block, job.params.image_encoder)
+    return method_of(job.params).of(job.arrays.sequences, job.shape(), job.params)
 
 
 def phase(params: PretrainParams, step: int, steps: int) -> tuple[bool, float]:
-    """Whether another sequence fills view B, and the weight of the contrast, at a step from 0."""
+    """Whether one sequence may stand for another, and the weight of the contrast, at a step from 0."""
     cross = step >= round(params.template_share * steps)
     return cross, float(step >= steps - round(params.contrast_share * steps))
 
 
-def collate_views(job: PretrainJob, share: Share, grid: Triple, epoch: int) -> Views:
+def collate_views(job: PretrainJob, share: Share, grid: Triple, epoch: int) -> PerStudy:
     """Copy one share of a batch out of the memory-mapped files, and draw what is asked of each study.
 
     Args:
@@ -178,17 +179,16 @@ def collate_views(job: PretrainJob, share: Share, grid: Triple, epoch: int) -> V
         grid: blocks along each axis.
         epoch: other epochs hide other blocks.
     """
-    present, params = job.arrays.sequence_present[share.rows], job.params
-    draws = [
-        draw(there, grid, params.mask_rate, np.random.default_rng([params.seed, epoch, 1 + int(row)]))
-        for there, row in zip(present, share.rows, strict=True)
-    ]
-    return Views(
-        torch.from_numpy(np.stack([job.arrays.volume(int(row)) for row in share.rows])),
-        torch.from_numpy(present),
-        *as_tensors(draws),
-        torch.from_numpy(share.weight),
+    params = job.params
+    studies = Studies(
+        volume=np.stack([job.arrays.volume(int(row)) for row in share.rows]),
+        present=job.arrays.sequence_present[share.rows],
+        rows=share.rows,
+        weight=share.weight,
+        rngs=[np.random.default_rng([params.seed, epoch, 1 + int(row)]) for row in share.rows],
     )
+    views: PerStudy = method_of(params).asked(studies, grid, params.mask_rate)
+    return views
 
 
 class _Run:
@@ -199,14 +199,15 @@ class _Run:
         self.rows, self.validation = job.rows("train"), job.rows("validation")
         torch.manual_seed(job.params.seed)
         self.network = new_network(job)
-        start_templates(self.network.encoder, job.arrays, self.rows)
+        self.network.start(job.arrays, self.rows)
         self.network.to(world.device)
         self.model: nn.Module = self.network
         if world.size > 1:
-            self.model = nn.parallel.DistributedDataParallel(self.network, gradient_as_bucket_view=True)
+            self.model = nn.parallel.DistributedDataParallel(
+                self.network, forward_sync_buffers=False, gradient_as_bucket_view=True
+            )
         self.optimizer = make_optimizer(self.network, job.params)
-        x, y, z = self.network.encoder.stem.padded
-        self.grid = block_grid((x, y, z), job.params.block)
+        self.grid = block_grid(self.network.padded, job.params.block)
         self.steps_per_epoch = num_steps(len(self.rows), job.params.batch_size)
         self.steps = self.steps_per_epoch * job.params.epochs
 
@@ -231,47 +232,52 @@ class _Run:
         results = [
             self.step(number, at, share, views) for at, (share, views) in enumerate(self.batches(number))
         ]
-        means = np.mean(results, axis=0)
+        means = dict(zip(results[0], np.mean([list(one.values()) for one in results], axis=0), strict=True))
         record = PretrainRecord(
             epoch=number,
-            **dict(zip(("loss", "template_loss", "cross_loss", "contrast_loss", "gradient_norm"), means,
-                       strict=True)),
+            loss=means.pop("total"),
+            gradient_norm=means.pop("gradient_norm"),
+            reconstruction_loss=self.reconstruction(means),
+            **{f"{name}_loss": value for name, value in means.items()},
             **self.validated(),
             learning_rate=self.optimizer.param_groups[0]["lr"],
             num_patients=len(self.rows),
             seconds=time.perf_counter() - started,
-        )  # fmt: skip
+        )
         done = number + 1
         self.on_tick(Tick(number, done * self.steps_per_epoch, self.steps, record))
         return self.state((*before.history, record), finished=done == self.job.params.epochs)
 
-    def batches(self, epoch: int) -> Iterator[tuple[Share, Views]]:
+    def batches(self, epoch: int) -> Iterator[tuple[Share, PerStudy]]:
         """This rank's batches of one epoch; the next is made while one is used."""
         order = epoch_order(self.rows, self.job.params.seed, epoch)
         todo = shares(order, self.job.params.batch_size, self.world.rank, self.world.size)
         return ahead((share, collate_views(self.job, share, self.grid, epoch)) for share in todo)
 
-    def step(self, epoch: int, at: int, share: Share, views: Views) -> tuple[float, ...]:
+    def step(self, epoch: int, at: int, share: Share, views: PerStudy) -> dict[str, float]:
         """One optimisation step; the losses and the norm of the gradient."""
         params, now = self.job.params, epoch * self.steps_per_epoch + at
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(params, now, self.steps)
-        losses = self.losses(self.model, views, *phase(params, now, self.steps))
+        cross, contrast = phase(params, now, self.steps)
+        answer = self.answer(self.model, views, cross)
+        losses: MethodLosses = self.network.losses(answer, params, contrast)
         if not bool(torch.isfinite(losses.total)):
             raise StepError(_not_finite(epoch, at, share, losses))
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), params.clip_norm)
         self.optimizer.step()
+        self.network.follow(answer, params)
         self.on_tick(Tick(epoch, now + 1, self.steps))
-        terms = (losses.total, losses.template, losses.cross, losses.contrast, norm)
-        return tuple(float(term.detach()) for term in terms)
+        terms = {"total": losses.total, **losses.terms(), "gradient_norm": norm}
+        return {name: float(term.detach()) for name, term in terms.items()}
 
-    def losses(self, model: nn.Module, views: Views, cross: bool, contrast: float) -> ViewLosses:
-        """Losses of the joined batch of all ranks."""
+    def answer(self, model: nn.Module, views: PerStudy, cross: bool) -> PerStudy:
+        """What a batch of all ranks is answered; the same on every rank."""
         with arithmetic(self.job.params, self.world):
-            rebuilt = model(views.to(self.world.device), cross)
-        return brainmvp_loss(rebuilt.joined(), self.job.params.tau, contrast)
+            answer: PerStudy = model(views.to(self.world.device), cross)
+        return answer.joined()
 
     @torch.no_grad()
     def validated(self) -> dict[str, float]:
@@ -279,27 +285,29 @@ class _Run:
         if not len(self.validation):
             return {}
         self.network.eval()
-        sums, counted = np.zeros(3), 0.0
+        sums: dict[str, float] = {}
         for share in shares(self.validation, self.job.params.batch_size, self.world.rank, self.world.size):
-            views = collate_views(self.job, share, self.grid, epoch=0)
-            with arithmetic(self.job.params, self.world):
-                rebuilt = self.network(views.to(self.world.device), True).joined()
-            found = brainmvp_loss(rebuilt, self.job.params.tau, 1.0)
-            number = float(rebuilt.weight.sum())
-            sums += number * np.array([float(found.template), float(found.cross), float(found.contrast)])
-            counted += number
+            answer = self.answer(self.network, collate_views(self.job, share, self.grid, epoch=0), True)
+            found: MethodLosses = self.network.losses(answer, self.job.params, 1.0)
+            number = float(answer.weight.sum())
+            for name, term in found.terms().items():
+                sums[name] = sums.get(name, 0.0) + number * float(term)
         self.network.train()
-        names = ("val_template_loss", "val_cross_loss", "val_contrast_loss")
-        return dict(zip(names, (sums / counted).tolist(), strict=True))
+        means = {name: total / len(self.validation) for name, total in sums.items()}
+        return {"val_loss": self.reconstruction(means),
+                **{f"val_{name}_loss": mean for name, mean in means.items()}}  # fmt: skip
+
+    def reconstruction(self, terms: Mapping[str, float]) -> float:
+        """How well volumes are rebuilt, weighted as in the loss."""
+        return sum(weight * terms[name] for name, weight in self.network.reconstruction.items())
 
 
-def _not_finite(epoch: int, at: int, share: Share, losses: ViewLosses) -> str:
+def _not_finite(epoch: int, at: int, share: Share, losses: MethodLosses) -> str:
     rows = ", ".join(str(row) for row in share.rows[share.weight > 0])
-    total, template, cross, contrast = (
-        float(term.detach()) for term in (losses.total, losses.template, losses.cross, losses.contrast)
-    )
+    said = ", ".join(f"{name} {float(term.detach()):g}" for name, term in losses.terms().items())
+    total = float(losses.total.detach())
     return (
-        f"the loss is {total:g} in epoch {epoch}, step {at} (template {template:g}, cross {cross:g}, "
-        f"contrast {contrast:g}); the batch is rows {rows} of studies.parquet: look at them, or lower "
-        "params.yaml: pretrain.learning_rate; the checkpoints before it are kept"
+        f"the loss is {total:g} in epoch {epoch}, step {at} ({said}); the batch is rows {rows} of "
+        "studies.parquet: look at them, or lower params.yaml: pretrain.learning_rate; the checkpoints before "
+        "it are kept"
     )

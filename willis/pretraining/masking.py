@@ -57,10 +57,15 @@ def draw(present: Mask, grid: Triple, rate: float, rng: np.random.Generator) -> 
     target = int(rng.choice(there))
     others = there[there != target]
     filler = int(rng.choice(others)) if len(others) else target
+    return Draw(target, filler, hidden_blocks(grid, rate, rng))
+
+
+def hidden_blocks(grid: Triple, rate: float, rng: np.random.Generator) -> Mask:
+    """Hide blocks of a grid at exactly `rate`, rounded to a whole number of them."""
     num_blocks = math.prod(grid)
     hidden = np.zeros(num_blocks, bool)
     hidden[rng.permutation(num_blocks)[: round(rate * num_blocks)]] = True
-    return Draw(target, filler, hidden.reshape(grid))
+    return hidden.reshape(grid)
 
 
 def spread(blocks: Bool[Tensor, "B X Y Z"], times: Triple, size: Triple) -> Bool[Tensor, "B X2 Y2 Z2"]:

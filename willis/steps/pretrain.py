@@ -24,7 +24,7 @@ class PretrainSummary(BaseModel):
 
     Attributes:
         num_patients: studies of the training split that were learned from; 0 where the method is none.
-        loss: reconstruction in the last epoch, 10 MSE of view A and MSE of view B.
+        loss: reconstruction in the last epoch, weighted as in the method's loss.
         val_loss: the same on validation, which chose nothing; None without validation studies.
         encoder_sha256: of encoder.safetensors; None where the method is none.
         seconds: of all epochs.
@@ -101,7 +101,7 @@ def _write(job: PretrainJob, state: TrainState[PretrainRecord], out: Path) -> Pr
     network = trained_network(job, state)
     save_encoder(network.encoder, out / ENCODER, job.params.method)
     draw_pretraining(out / PICTURE, job, network)
-    write_whole(out / METRICS, "".join(f"{record.model_dump_json()}\n" for record in state.history))
+    write_whole(out / METRICS, "".join(_line(record) for record in state.history))
     last = state.history[-1]
     summary = PretrainSummary(
         method=job.params.method,
@@ -124,6 +124,11 @@ def _write(job: PretrainJob, state: TrainState[PretrainRecord], out: Path) -> Pr
 def _told(summary: PretrainSummary, out: Path) -> PretrainSummary:
     write_whole(out / SUMMARY, summary.model_dump_json(indent=2) + "\n")
     return summary
+
+
+def _line(record: PretrainRecord) -> str:
+    """One line of metrics.jsonl, with the terms that the method has."""
+    return record.model_dump_json(exclude_none=True) + "\n"
 
 
 def _said(record: PretrainRecord) -> str:

@@ -17,8 +17,9 @@ import numpy.typing as npt
 import torch
 
 from willis.cohort.schema import CLINICAL_COLUMNS, MODALITIES
-from willis.errors import CohortError, ShapeError, StepError
+from willis.errors import CohortError, ParamsError, ShapeError, StepError
 from willis.imaging.shards import StudyArrays
+from willis.models.fusion import LATE
 from willis.models.network import Batch, NetworkConfig
 from willis.models.table import encode_rows, fit_columns
 from willis.models.text import TEXT_WIDTH, Embedded, TextEncoder, TokenStates, embed
@@ -118,7 +119,9 @@ def fit_config(
 
     Raises:
         CohortError: the training split has nobody with an outcome, or one class only.
+        ParamsError: ISDA is asked of late fusion.
     """
+    _check_head(params)
     training = frame[frame["split"] == "train"]
     outcome = training["poor_outcome"].dropna()
     if outcome.nunique() < 2:
@@ -143,6 +146,9 @@ def fit_config(
         table_encoder=params.table_encoder,
         use_modalities=params.use_modalities,
         fusion=params.fusion,
+        absent=params.absent,
+        late_weights=params.late_weights,
+        isda=params.isda > 0,
         width=params.width,
         contrast_width=params.contrast_width,
         fusion_layers=params.fusion_layers,
@@ -152,6 +158,14 @@ def fit_config(
         ordinal=params.outcome == "ordinal",
         prevalence=float(outcome.mean()),
     )
+
+
+def _check_head(params: TrainParams) -> None:
+    if params.isda and params.fusion == LATE:
+        raise ParamsError(
+            f"isda is {params.isda:g}, and it needs the one head that fusion {LATE!r} has not; set "
+            "params.yaml: train.isda to 0 or choose another train.fusion"
+        )
 
 
 def read_cases(

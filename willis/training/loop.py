@@ -250,8 +250,16 @@ class _Run:
             taught = None if self.teacher is None else self.teacher.answer(share, batch, epoch)
             output: Output = self.model(batch)
             scored = join_ranks(self.network.scored(batch, output))
-        decay = params.lambda_contrast_decay**epoch
-        losses = total_loss(scored, params.lambda_contrast * decay, params.lambda_align, self.classes)
+        if self.network.spread is not None and scored.embedding is not None:
+            self.network.spread.take_in(scored.embedding, scored.outcome, scored.weight)
+        losses = total_loss(
+            scored,
+            params.lambda_contrast * params.lambda_contrast_decay**epoch,
+            params.lambda_align,
+            self.classes,
+            params.lambda_imputation,
+            params.isda * step / self.steps,
+        )
         if taught is None:
             return losses
         answers = Answers.of(output, taught, batch.weight).joined()
@@ -270,6 +278,7 @@ class _Run:
             align_loss=terms["align"],
             consistency_loss=terms.get("consistency"),
             relation_loss=terms.get("relation"),
+            imputation_loss=terms.get("imputation"),
             learning_rate=self.optimizer.param_groups[0]["lr"],
             gradient_norm=float(np.mean([result.gradient_norm for result in results])),
             num_patients=len(self.rows),

@@ -18,6 +18,7 @@ class EpochRecord(BaseModel):
         image_rank: effective rank of the image tokens; near 1 means collapse.
         consistency_loss: of the student's and the teacher's predictions; None without semi-supervision.
         relation_loss: of their relations between patients; None without semi-supervision.
+        imputation_loss: of present modalities guessed from the others; None where nothing is guessed.
         data_wait_share: share of the epoch's training time spent waiting for batches.
     """
 
@@ -30,6 +31,7 @@ class EpochRecord(BaseModel):
     align_loss: float
     consistency_loss: float | None = None
     relation_loss: float | None = None
+    imputation_loss: float | None = None
     val_loss: float
     val_auc: float | None
     image_cosine: float | None = None
