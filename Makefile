@@ -82,7 +82,7 @@ browser:
 	  { echo 'the browser tests need Chromium: install the package chromium, then run make test again' >&2; exit 1; }
 
 bench: setup
-	for name in cohort training_loop encoders scaling request_latency reports real_patients nihss; do \
+	for name in cohort training_loop encoders scaling request_latency reports real_patients nihss copenhagen; do \
 	  $(BIN)/python -m benchmarks.$$name --json build/bench/$$name.json; \
 	done
 

@@ -28,7 +28,9 @@ class Entry:
     reason: str = ""
 
 
-def rows_of(entries: Sequence[Entry], tested: OutOfFold, ours: str, seed: int) -> Iterator[dict[str, object]]:
+def rows_of(
+    entries: Sequence[Entry], tested: OutOfFold, ours: str, seed: int, task: str = TASK
+) -> Iterator[dict[str, object]]:
     """Yield a row per entry, and one per paired lead of ours.
 
     AUC is the mean over folds, repeats and seeds. Intervals resample patients, and keep them across all of
@@ -39,11 +41,12 @@ def rows_of(entries: Sequence[Entry], tested: OutOfFold, ours: str, seed: int) -
         tested: the patients.
         ours: the model whose leads are measured.
         seed: of the bootstrap.
+        task: what everybody was asked.
     """
     counts = bootstrap_counts(tested.outcome.size, NUM_BOOTSTRAP, seed)
     areas = {(it.model, it.subset): _mean_area(it, tested, counts) for it in entries if it.predictions}
     lead = next((area for (model, _), area in areas.items() if model == ours), None)
-    common = {"task": TASK, "num_patients": tested.outcome.size}
+    common = {"task": task, "num_patients": tested.outcome.size}
     for entry in entries:
         own = common | {"subset": entry.subset, "seconds": entry.seconds}
         if not entry.predictions:

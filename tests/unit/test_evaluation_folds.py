@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 from willis.errors import CohortError, ParamsError
 from willis.evaluation import folds
-from willis.evaluation.plans import Fold, Plan, folds_by, labelled_draws, read_folds
+from willis.evaluation.plans import Fold, Plan, dealt_folds, folds_by, labelled_draws, read_folds
 
 PATIENTS = [f"sub-{k:02d}" for k in range(20)]
 
@@ -280,3 +280,32 @@ def test_resampling_a_patient_moves_every_fold_that_tests_them(predicted):
     once = np.ones((1, 120))
     draws = folds.mean_area_draws(outcome, predictions["willis"], member, once)
     assert draws[0] == pytest.approx(folds.fold_areas(outcome, predictions["willis"], member).mean())
+
+
+# ---- dealt folds ----
+
+
+def test_dealt_folds_have_the_same_share_of_each_outcome_and_test_everybody_once(frame):
+    frame = frame.assign(poor_outcome=[1.0] * 5 + [0.0] * 14 + [np.nan])
+    plan = dealt_folds(frame, 5, 2, seed=4)
+    outcome = dict(zip(frame["patient_id"], frame["poor_outcome"], strict=True))
+    assert [fold.name for fold in plan.folds] == [f"r{r}-f{k}" for r in range(2) for k in range(5)]
+    for repeat in range(2):
+        of_repeat = [fold for fold in plan.folds if fold.repeat == repeat]
+        assert sorted(p for fold in of_repeat for p in fold.test) == PATIENTS[:19]
+    for fold in plan.folds:
+        assert sum(outcome[p] for p in fold.test) == 1
+        assert set(fold.train) == set(PATIENTS[:19]) - set(fold.test)
+
+
+def test_fewer_repeats_are_the_first_of_more_and_another_seed_deals_anew(frame):
+    two, one = dealt_folds(frame, 5, 2, seed=4).folds, dealt_folds(frame, 5, 1, seed=4).folds
+    assert two[:5] == one
+    assert two[:5] != two[5:]
+    assert one != dealt_folds(frame, 5, 1, seed=5).folds
+
+
+def test_an_outcome_that_cannot_be_in_every_fold_is_refused(frame):
+    few = frame.assign(poor_outcome=[1.0] * 3 + [0.0] * 17)
+    with pytest.raises(CohortError, match="20 patients, 3 of them poor, cannot be dealt into 5 folds"):
+        dealt_folds(few, 5, 1, seed=0)

@@ -1,10 +1,11 @@
 """Training one fold in this process: the plain loop of `willis.training`, without a cluster."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import torch
 
 from willis.imaging.shards import StudyArrays
 from willis.inference import Predictor
@@ -14,7 +15,7 @@ from willis.models.pretrained import ENCODER, save_encoder
 from willis.models.text import TextEncoder
 from willis.params import PretrainParams, TrainParams
 from willis.pretraining.loop import PretrainJob, pretrain_encoder, trained_network
-from willis.training.dataset import fit_config, read_cases, read_table
+from willis.training.dataset import Share, collate, fit_config, read_cases, read_table
 from willis.training.loop import Job, World, fit
 
 if TYPE_CHECKING:
@@ -71,10 +72,48 @@ def train_fold(
         config = config.model_copy(update={"num_cuts": target.num_cuts, "poor_from": target.poor_from})
     reads = "text" in params.use_modalities
     cases = read_cases(frame, arrays, config, encoder if reads else None)
-    state = fit(Job.on(cases, config, params, work, pretrained=pretrained), World())
-    network = TrimodalNetwork(config)
-    network.load_state_dict(state.best)
+    network = _trained(Job.on(cases, config, params, work, pretrained=pretrained))
     return Predictor(network, Calibration(), encoder)
+
+
+def predict_from_table(
+    frame: "pd.DataFrame",
+    columns: Sequence[str],
+    split: Mapping[str, str],
+    work: Path,
+    params: TrainParams,
+) -> "pd.DataFrame":
+    """Train on patients of whom nothing but a table is known, and predict those that `split` calls test.
+
+    Args:
+        frame: one row per patient: `patient_id`, `poor_outcome` (NaN not known) and the columns.
+        columns: what the network may see; their names need not be those of the clinical schema.
+        split: patient id -> train, validation or test; patients without an entry are not used at all.
+        work: checkpoints go here; a killed run goes on from them.
+        params: section `train`; of `use_modalities` the table alone is left.
+
+    Returns:
+        `patient_id` and `p`, the probability of a poor outcome before calibration.
+    """
+    params = params.model_copy(update={"use_modalities": ("table",), "outcome": "binary"})
+    patients = frame["patient_id"].astype(str)
+    frame = frame.assign(split=patients.map(dict(split)).fillna("unused"), mrs=np.nan)
+    frame = frame.assign(has_text=False, has_table=frame[list(columns)].notna().any(axis=1))
+    arrays = StudyArrays.without_images(patients)
+    config = fit_config(frame, arrays, params, clinical=columns)
+    cases = read_cases(frame, arrays, config, encoder=None)
+    network = _trained(Job.on(cases, config, params, work)).eval()
+    rows = np.flatnonzero(cases.split == "test")
+    batch = collate(cases, Share(rows, np.ones(len(rows), np.float32)), config)
+    with torch.inference_mode():
+        p = network(batch).logit.sigmoid().double().numpy()
+    return patients.iloc[rows].to_frame().assign(p=p)
+
+
+def _trained(job: Job) -> TrimodalNetwork:
+    network = TrimodalNetwork(job.config)
+    network.load_state_dict(fit(job, World()).best)
+    return network
 
 
 def pretrain_fold(ingest: Path, tested: Collection[str], work: Path, params: PretrainParams) -> Path | None:

@@ -131,6 +131,35 @@ def folds_by(by: By, frame: "pd.DataFrame") -> Plan:
     return _by_site(known) if by == "site" else _by_period(known)
 
 
+def dealt_folds(frame: "pd.DataFrame", num_folds: int, repeats: int, seed: int) -> Plan:
+    """Deal the patients with an outcome into folds, the same share of each outcome in every fold.
+
+    Args:
+        frame: patients with `patient_id` and `poor_outcome`.
+        num_folds: of each repeat.
+        repeats: how often they are dealt; fewer repeats are the first of more.
+        seed: of the first deal; each further repeat has the next one.
+
+    Raises:
+        CohortError: an outcome has fewer patients than there are folds.
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    known = frame[frame["poor_outcome"].notna()].sort_values("patient_id")
+    outcome = known["poor_outcome"].astype(int)
+    if min((outcome == value).sum() for value in (0, 1)) < num_folds:
+        raise CohortError(
+            f"{_count(known)}, cannot be dealt into {num_folds} folds; both outcomes must occur in each"
+        )
+    folds = []
+    for repeat in range(repeats):
+        dealt = StratifiedKFold(num_folds, shuffle=True, random_state=seed + repeat).split(known, outcome)
+        for number, (train, test) in enumerate(dealt):
+            label = f"repeat {repeat}, fold {number}"
+            folds.append(Fold(repeat, number, _ids(known.iloc[test]), _ids(known.iloc[train]), label))
+    return Plan(tuple(folds))
+
+
 def labelled_draws(frame: "pd.DataFrame", num_labels: int, repeats: int, seed: int) -> Plan:
     """Test the test split by so many of the others, drawn anew in each repeat.
 

@@ -6,7 +6,7 @@ Code 0 is background in every sequence and decodes to 0.0; codes 1 to 255 span t
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -153,12 +153,27 @@ class StudyArrays:
         planes_present = studies["has_planes"].to_numpy(bool)
         return cls(Path(ingest_dir), sequences, tuple(summary["planes"]), rows, present, planes_present)
 
+    @classmethod
+    def without_images(cls, patient_ids: Iterable[str]) -> Self:
+        """Patients of whom nobody has an image: no sequence, no plane, nothing on disk."""
+        rows = [(patient, 0, row) for row, patient in enumerate(patient_ids)]
+        return cls(Path(), (), (), rows, np.zeros((len(rows), 0), bool), np.zeros(len(rows), bool))
+
     def __len__(self) -> int:
         return len(self._places)
 
     def __reduce__(self) -> tuple[Callable[[Path], "StudyArrays"], tuple[Path]]:
         """Travel to another process as a path: a pickled memmap would carry every voxel."""
         return type(self).open, (self.folder,)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels of the grid; zeros where there are no volumes."""
+        return self.volume(0).shape[1:] if self.sequences else (0, 0, 0)
+
+    def summary(self) -> bytes:
+        """ingest.json, which stands for the voxels; nothing where nobody has an image."""
+        return (self.folder / "ingest.json").read_bytes() if self.sequences or self.planes else b""
 
     def volume(self, index: int) -> UInt8:
         """Return study `index` as a read-only view (C, X, Y, Z) on the file."""
