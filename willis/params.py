@@ -117,7 +117,7 @@ class ReportParams(Section):
     """Tell the model what was measured; false leaves it the pictures alone."""
     layout: Literal["composite", "panels"] = "composite"
     """`composite`: DWI, ADC, FLAIR of a level as one small colour picture; `panels`: side by side in grey."""
-    num_slices: Whole = Field(20, ge=1, le=64, description="axial levels that the model sees, at most")
+    num_slices: Whole = Field(40, ge=1, le=64, description="axial levels that the model sees, at most")
     panel_px: Whole = Field(224, ge=32, le=1024, description="edge of one panel; composites have 112 pixels")
 
 

@@ -13,6 +13,7 @@ from willis.imaging.lesion import Facts, Load
 from willis.params import ReportParams
 from willis.reports import reader_language
 from willis.reports.grounding import ground
+from willis.reports.kept_eyes import EyesRecord, KeptEyes
 from willis.reports.prompt import prompt_parts
 from willis.reports.reader_language import (
     EncodedStudy,
@@ -178,6 +179,12 @@ def test_numbers_are_read_digit_by_digit(studies: ReaderStudies) -> None:
     assert [token for token in tokens if token.isdigit()] == ["1", "2", "3", "4"]
 
 
+def test_each_further_item_of_a_list_is_one_token_in_facts_and_report_alike(studies: ReaderStudies) -> None:
+    tokenizer = train_tokenizer(corpus(studies) + ['"territories":["aca","pca"],"regions":["insula"]'])
+    tokens = tokenizer.encode('"territories":["aca","pca"],"regions":["insula"]').tokens
+    assert tokens == ['"territories":["', "aca", '","pca', '"],"regions":["', "insula", '"', "]"]
+
+
 def test_reports_survive_the_tokenizer_to_the_letter(studies: ReaderStudies) -> None:
     tokenizer = train_tokenizer(corpus(studies))
     for text in corpus(studies)[:12]:
@@ -231,6 +238,81 @@ def test_pictures_of_training_are_the_pictures_of_use(studies: ReaderStudies) ->
 
 
 # ---- the whole of it ----
+
+
+def a_view(rng: np.random.Generator) -> EncodedStudy:
+    levels = np.arange(int(rng.integers(8, 30)))
+    return EncodedStudy(
+        tokens=torch.tensor(rng.normal(size=(len(levels), TOKENS_PER_PICTURE, WIDTH))).half(),
+        volumes=torch.tensor(rng.exponential(size=3), dtype=torch.float32),
+        levels=levels,
+        restricted=np.zeros(len(levels), np.int64),
+        seen=("dwi", "adc"),
+        facts=an_infarct(),
+        old_infarcts="no",
+    )
+
+
+def test_the_loss_of_a_batch_is_the_mean_over_its_tokens_however_it_is_grouped(
+    studies: ReaderStudies,
+) -> None:
+    tokenizer, rng = train_tokenizer(corpus(studies)), np.random.default_rng(2)
+    torch.manual_seed(0)
+    language, head = Language(new_reader(tokenizer).eval(), tokenizer), torch.nn.Linear(WIDTH, 3)
+    views = [a_view(rng) for _ in range(11)]
+    samples = [language.sample(view, view, rng) for view in views]
+    of_tokens, of_volumes = [], []
+    for sample in samples:  # one by one, without padding
+        ids = torch.tensor([sample.prompt + sample.report])
+        embedded = language.embed(ids, sample.pictures.flatten(0, 1))
+        hidden = language.model.model.text_model(inputs_embeds=embedded).last_hidden_state[0]
+        chances = language.model.lm_head(hidden).log_softmax(dim=-1)
+        start = len(sample.prompt)
+        of_tokens += [-chances[start + n - 1, token] for n, token in enumerate(sample.report)]
+        if sample.volumes is not None:
+            wanted = torch.log(1 + 20 * sample.volumes)
+            of_volumes += [(head(hidden[start - 1]) - wanted) ** 2]
+    slow = torch.stack(of_tokens).mean() + reader_language.VOLUME_WEIGHT * torch.stack(of_volumes).mean()
+    assert language.loss(samples, head).item() == pytest.approx(slow.item(), rel=1e-4)
+
+
+def test_a_training_that_was_killed_goes_on_with_its_eyes_and_ends_like_an_undisturbed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(name: str, studies: str) -> bytes:
+        train_reader(
+            tmp_path / name, tmp_path / studies, num_studies=4, seed=5,
+            eyes=EyesParams(steps=2, batch_size=8), language=LanguageParams(steps=2, batch_size=4),
+        )  # fmt: skip
+        return (tmp_path / name / "model.safetensors").read_bytes()
+
+    undisturbed = trained("undisturbed", "studies")
+    with monkeypatch.context() as killing:
+        killing.setattr("willis.reports.train_reader.encode_studies", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            trained("reader", "others")
+    with monkeypatch.context() as blind:
+        blind.setattr("willis.reports.train_reader.train_eyes", _killed)
+        assert trained("reader", "others") == undisturbed
+
+
+def _killed(*arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_eyes_of_other_parameters_or_damaged_ones_are_trained_anew(
+    studies: ReaderStudies, tmp_path: Path
+) -> None:
+    model = new_reader(train_tokenizer(corpus(studies)))
+    (tmp_path / "studies.json").write_text("{}")
+    kept = KeptEyes.of(tmp_path, 5, EyesParams())
+    assert kept.load(model) is None
+    kept.save(model, EyesRecord(loss=0.5, seconds=2.0))
+    assert kept.load(model) == EyesRecord(loss=0.5, seconds=2.0)
+    assert KeptEyes.of(tmp_path, 6, EyesParams()).load(model) is None
+    assert KeptEyes.of(tmp_path, 5, EyesParams(steps=9)).load(model) is None
+    kept.path.write_bytes(kept.path.read_bytes()[:-9])
+    assert kept.load(model) is None
 
 
 def test_a_training_run_leaves_a_folder_that_transformers_loads(tmp_path: Path) -> None:

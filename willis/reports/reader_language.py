@@ -57,6 +57,11 @@ PLANES_SHARE = 0.15
 OLD_VISIBLE_ML = 0.3
 VOLUME_WEIGHT = 0.1
 """A head that is thrown away afterwards has the model add up volumes before it chooses words."""
+FEWEST_LEVELS, MOST_LEVELS = 12, GRID.shape[2]
+ALL_LEVELS = 0.5
+"""So many prompts show every level; the others fewer, as `report.num_slices` may ask for."""
+GROUP = 8
+"""Samples of like length that go through the model together, so that little of it is padding."""
 _PLANES = ("axial plane, FLAIR", "sagittal plane, FLAIR", "coronal plane, FLAIR")
 _IGNORED = -100
 
@@ -65,7 +70,7 @@ _IGNORED = -100
 class LanguageParams(PartParams):
     """How the language model is trained."""
 
-    steps: int = 1400
+    steps: int = 1800
     batch_size: int = 32
 
 
@@ -162,6 +167,8 @@ def corpus(studies: ReaderStudies) -> list[str]:
     patterns = {tuple(n for n, there in zip(SHOWN, p, strict=True) if there) for p in PATTERNS}
     heights = [float(z) for z in GRID.affine[2, 3] + GRID.spacing_mm[2] * np.arange(GRID.shape[2])]
     labels = [level_label(z, seen, "composite") for z in heights for seen in sorted(patterns)]
+    nothing_seen = report_json(target_report(Facts(), frozenset(), "unknown", told=False))
+    texts += 20 * [nothing_seen]
     return texts + 20 * [*labels, *_PLANES]
 
 
@@ -179,6 +186,21 @@ class Sample:
     report: list[int]
     pictures: Tensor
     volumes: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """What the model thinks of a group of samples.
+
+    Attributes:
+        words: (N, W) before each token of the reports.
+        wanted: (N,) those tokens.
+        before: (M, W) before the first, of samples whose pictures show volumes.
+    """
+
+    words: Tensor
+    wanted: Tensor
+    before: Tensor
 
 
 class Language:
@@ -223,6 +245,20 @@ class Language:
 
     def loss(self, samples: list[Sample], volume_head: nn.Module) -> Tensor:
         """Cross-entropy of the reports' tokens, and squared error of log ml per region before the first."""
+        ordered = sorted(samples, key=lambda sample: len(sample.prompt) + len(sample.report))
+        groups = [ordered[start : start + GROUP] for start in range(0, len(ordered), GROUP)]
+        read = [self._read(group) for group in groups]
+        words, wanted = (
+            torch.cat(parts) for parts in zip(*((one.words, one.wanted) for one in read), strict=True)
+        )
+        of_words = F.cross_entropy(self.model.lm_head(words), wanted)
+        seen = [s.volumes for s in ordered if s.volumes is not None]
+        if not seen:
+            return of_words
+        before = torch.cat([one.before for one in read])
+        return of_words + VOLUME_WEIGHT * F.mse_loss(volume_head(before), log_volume(torch.stack(seen)))
+
+    def _read(self, samples: list[Sample]) -> "_Read":
         device = samples[0].pictures.device
         rows = [torch.tensor(sample.prompt + sample.report) for sample in samples]
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self._id[PAD]).to(device)
@@ -233,13 +269,9 @@ class Language:
         embedded = self.embed(ids, torch.cat([sample.pictures.flatten(0, 1) for sample in samples]))
         hidden = self.model.model.text_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
         keep = wanted[:, 1:] != _IGNORED
-        of_words = F.cross_entropy(self.model.lm_head(hidden[:, :-1][keep]), wanted[:, 1:][keep])
-        seen = [(row, len(s.prompt) - 1, s.volumes) for row, s in enumerate(samples) if s.volumes is not None]
-        if not seen:
-            return of_words
-        before = torch.stack([hidden[row, last] for row, last, _ in seen])
-        volumes = torch.stack([volumes for _, _, volumes in seen])
-        return of_words + VOLUME_WEIGHT * F.mse_loss(volume_head(before), log_volume(volumes))
+        last = [(row, len(s.prompt) - 1) for row, s in enumerate(samples) if s.volumes is not None]
+        before = hidden[[row for row, _ in last], [place for _, place in last]]
+        return _Read(hidden[:, :-1][keep], wanted[:, 1:][keep], before)
 
     def embed(self, ids: Tensor, pictures: Tensor) -> Tensor:
         """Put the picture tokens where the prompt has their places."""
@@ -249,8 +281,8 @@ class Language:
 
 
 def _choose(view: EncodedStudy, told: bool, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Choose levels as `slices.choose_levels` would for 12 to 20 of them, from any first level."""
-    num = int(rng.integers(12, 21))
+    """Choose levels as `slices.choose_levels` would: all of them, or so many, from any first level."""
+    num = MOST_LEVELS if rng.random() < ALL_LEVELS else int(rng.integers(FEWEST_LEVELS, MOST_LEVELS))
     every = np.arange(len(view.levels))
     inside = np.zeros(0, np.int64)
     if told and view.restricted.any():

@@ -39,10 +39,12 @@ CHAT_TEMPLATE = (
 )
 """The instruction is left out: the reader has learned it."""
 
-# A label, a JSON key with what opens its value, a word with underscores, a word, a digit, anything else.
+# A label, a further item of a list, a JSON key with what closes the value before and opens its own, a word
+# with underscores, a word, a digit, anything else. A list is copied item by item where items are one piece.
 _PIECES = (
     r"axial, z [+-]\d+ mm, [A-Z/]+|\w+ plane, FLAIR|Measured from the volumes: |Write the report\."
-    r'|[{,]?"[a-z0-9_\-]+":["\[]*|[A-Za-z0-9]*_[A-Za-z0-9_]*| ?[A-Za-z\-]+|\d|[^A-Za-z0-9]'
+    r'|","[a-z0-9_]+(?="[,\]])|"?\]?[{,]?"[a-z0-9_\-]+":["\[]*'
+    r"|[A-Za-z0-9]*_[A-Za-z0-9_]*| ?[A-Za-z\-]+|\d|[^A-Za-z0-9]"
 )
 
 

@@ -195,11 +195,10 @@ def train_eyes(
     params: EyesParams,
     rng: np.random.Generator,
     tick: Tick,
-) -> Eyes:
+) -> None:
     """Train the vision tower and the connector on single levels; half of them cross an acute infarct."""
     eyes = Eyes(model, levels.num_regions).to(levels.device).train()
     descend(eyes, params, lambda: eyes.loss(*_slice_batch(levels, params.batch_size, rng)), tick)
-    return eyes.eval()
 
 
 def _slice_batch(levels: Levels, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:

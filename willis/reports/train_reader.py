@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from willis.reports.kept_eyes import EyesRecord, KeptEyes
 from willis.reports.reader_language import (
     Language,
     LanguageParams,
@@ -20,7 +22,11 @@ from willis.reports.reader_language import (
 )
 from willis.reports.reader_model import new_reader, save_reader, train_tokenizer
 from willis.reports.reader_studies import make_reader_studies
-from willis.reports.reader_training import EyesParams, Levels, Tick, train_eyes
+from willis.reports.reader_training import Eyes, EyesParams, Levels, Tick, train_eyes
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import Idefics3ForConditionalGeneration
 
 EYES, LANGUAGE = EyesParams(), LanguageParams()
 WITHOUT_INFARCT = 0.25
@@ -40,7 +46,7 @@ A vision-language model of {num_parameters:,} parameters that reads DWI, ADC and
 writes a report as JSON. For research, not for diagnosis.
 
 - Architecture: Idefics3, loaded unmodified by vLLM and transformers.
-- Input: up to 20 axial levels, 112 x 112 pixels of 2 mm; red is DWI, green ADC, blue FLAIR; the words above
+- Input: up to 40 axial levels, 112 x 112 pixels of 2 mm; red is DWI, green ADC, blue FLAIR; the words above
   each, and the measured facts where they are told (`willis/reports/prompt.py`).
 - Training: from scratch on {num_studies:,} synthetic studies in real anatomy (ICBM152), {without_infarct:.0%}
   of them without an infarct, each seen by a scanner of its own; seed {seed}. No patient's image was used.
@@ -85,9 +91,11 @@ def train_reader(
 ) -> ReaderSummary:
     """Render studies, train the reader on them, write its folder.
 
+    A run that was killed goes on with its studies, and with its eyes where their training had ended.
+
     Args:
         out: the reader's folder; replaced when the training has ended.
-        studies_dir: where the rendered studies are kept; a killed run goes on there.
+        studies_dir: where the rendered studies and the trained eyes are kept.
         num_studies: how many to train on.
         seed: of the studies, the weights and the order.
         eyes: training of the vision tower.
@@ -100,22 +108,23 @@ def train_reader(
     clock = _Clock()
     with clock.part("studies"):
         studies = make_reader_studies(studies_dir, num_studies, seed, WITHOUT_INFARCT)
-    rng = np.random.default_rng([seed, num_studies])
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(corpus(studies))
     model = new_reader(tokenizer)
     model.to(torch.device(device))  # type: ignore[arg-type]
-    losses: dict[str, list[float]] = {"eyes": [], "language": []}
-    with clock.part("eyes"), _bar("looking at slices", eyes.steps, losses["eyes"]) as tick:
-        levels = Levels(studies, torch.device(device))
-        trained = train_eyes(model, levels, eyes, rng, tick)
+    levels = Levels(studies, torch.device(device))
+    kept = KeptEyes.of(studies_dir, seed, eyes)
+    looked = kept.load(model) or _looked(
+        kept, model, levels, eyes, np.random.default_rng([seed, num_studies])
+    )
+    clock.seconds["eyes"] = looked.seconds
+    losses, rng = list[float](), np.random.default_rng([seed, num_studies, 1])
+    torch.manual_seed(seed + 1)
     with clock.part("encoding"), _bar("encoding studies", num_studies, []) as tick:
-        views = encode_studies(trained, levels, studies, rng, tick)
-    with clock.part("language"), _bar("writing reports", language.steps, losses["language"]) as tick:
+        views = encode_studies(Eyes(model, levels.num_regions).eval(), levels, studies, rng, tick)
+    with clock.part("language"), _bar("writing reports", language.steps, losses) as tick:
         train_language(Language(model, tokenizer), views, language, rng, tick)
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    save_reader(unfinished, model, tokenizer)
+    unfinished = _saved(out, model, tokenizer)
     summary = ReaderSummary(
         num_studies=num_studies,
         without_infarct=WITHOUT_INFARCT,
@@ -124,15 +133,43 @@ def train_reader(
         num_bytes=(unfinished / "model.safetensors").stat().st_size,
         eyes=asdict(eyes),
         language=asdict(language),
-        eyes_loss=_late(losses["eyes"]),
-        language_loss=_late(losses["language"]),
+        eyes_loss=looked.loss,
+        language_loss=_late(losses),
         seconds=clock.seconds,
     )
+    _put(unfinished, out, summary)
+    return summary
+
+
+def _saved(out: Path, model: "Idefics3ForConditionalGeneration", tokenizer: "Tokenizer") -> Path:
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    save_reader(unfinished, model, tokenizer)
+    return unfinished
+
+
+def _put(unfinished: Path, out: Path, summary: ReaderSummary) -> None:
+    """Add summary and card, and move the folder to its place."""
     (unfinished / _SUMMARY).write_text(summary.model_dump_json(indent=1) + "\n")
     (unfinished / _CARD).write_text(_card(summary))
     shutil.rmtree(out, ignore_errors=True)
     unfinished.rename(out)
-    return summary
+
+
+def _looked(
+    kept: KeptEyes,
+    model: "Idefics3ForConditionalGeneration",
+    levels: Levels,
+    params: EyesParams,
+    rng: np.random.Generator,
+) -> EyesRecord:
+    """Train the eyes and keep them."""
+    clock, losses = _Clock(), list[float]()
+    with clock.part("eyes"), _bar("looking at slices", params.steps, losses) as tick:
+        train_eyes(model, levels, params, rng, tick)
+    record = EyesRecord(_late(losses), clock.seconds["eyes"])
+    kept.save(model, record)
+    return record
 
 
 class _Clock:
