@@ -60,7 +60,7 @@ VOLUME_WEIGHT = 0.1
 FEWEST_LEVELS, MOST_LEVELS = 12, GRID.shape[2]
 ALL_LEVELS = 0.5
 """So many prompts show every level; the others fewer, as `report.num_slices` may ask for."""
-GROUP = 8
+GROUP = 4
 """Samples of like length that go through the model together, so that little of it is padding."""
 _PLANES = ("axial plane, FLAIR", "sagittal plane, FLAIR", "coronal plane, FLAIR")
 _IGNORED = -100

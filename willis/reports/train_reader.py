@@ -23,6 +23,7 @@ from willis.reports.reader_language import (
 from willis.reports.reader_model import new_reader, save_reader, train_tokenizer
 from willis.reports.reader_studies import make_reader_studies
 from willis.reports.reader_training import Eyes, EyesParams, Levels, Tick, train_eyes
+from willis.training.loop import reuse_freed_memory
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -105,6 +106,7 @@ def train_reader(
     Raises:
         CohortError: `studies_dir` holds something else, or the disk is full.
     """
+    reuse_freed_memory()
     clock = _Clock()
     with clock.part("studies"):
         studies = make_reader_studies(studies_dir, num_studies, seed, WITHOUT_INFARCT)
@@ -113,10 +115,8 @@ def train_reader(
     model = new_reader(tokenizer)
     model.to(torch.device(device))  # type: ignore[arg-type]
     levels = Levels(studies, torch.device(device))
-    kept = KeptEyes.of(studies_dir, seed, eyes)
-    looked = kept.load(model) or _looked(
-        kept, model, levels, eyes, np.random.default_rng([seed, num_studies])
-    )
+    kept, chance = KeptEyes.of(studies_dir, seed, eyes), np.random.default_rng([seed, num_studies])
+    looked = kept.load(model) or _looked(kept, model, levels, eyes, chance)
     clock.seconds["eyes"] = looked.seconds
     losses, rng = list[float](), np.random.default_rng([seed, num_studies, 1])
     torch.manual_seed(seed + 1)
