@@ -21,7 +21,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.results import write_results
+from benchmarks.results import mean_and_interval, write_results
 from infra.local.stages import folder_made, key_of, write_whole
 from willis.cohort.synthetic import synthesise
 from willis.evaluation.fold_training import train_fold
@@ -270,7 +270,7 @@ def tell(
     table = Table("task", "subset", "model", "AUC", "95 % interval")
     for row in rows:
         words = [str(row[name]) for name in ("task", "subset", "model")]
-        table.add_row(*words, f"{row['mean']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}")
+        table.add_row(*words, *mean_and_interval(row))
     Console().print(table)
     if path:
         write_results(path, rows, arguments)

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.prepared import prepared
-from benchmarks.results import write_results
+from benchmarks.results import mean_and_interval, write_results
 from infra.local.source import source_of
 from willis.evaluation.folds import evaluate_folds
 from willis.evaluation.patients import Cohort
@@ -99,9 +99,8 @@ def show(rows: list[dict[str, object]]) -> None:
     """Print the rows as a table."""
     table = Table("model", "metric", "mean", "95 % interval", "patients")
     for row in rows:
-        interval = f"{row['low']:.3f} to {row['high']:.3f}"
         table.add_row(
-            str(row["model"]), str(row["metric"]), f"{row['mean']:.3f}", interval, str(row["num_patients"])
+            str(row["model"]), str(row["metric"]), *mean_and_interval(row), str(row["num_patients"])
         )
     Console().print(table)
 

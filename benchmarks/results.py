@@ -105,6 +105,13 @@ def figure_rows(
     return [common | {"metric": name, "mean": float(value)} for name, value in figures.items()]
 
 
+def mean_and_interval(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The two cells of a row in a table on the screen; the reason where there is no figure."""
+    if row["mean"] is None:
+        return "-", str(row["reason"])
+    return f"{row['mean']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}"
+
+
 def _command() -> str:
     """The command line as it was typed, whichever Python it named."""
     after = sys.orig_argv[sys.orig_argv.index("-m") :] if "-m" in sys.orig_argv else sys.argv

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from benchmarks.copenhagen.contest import Contest
 from benchmarks.copenhagen.patients import Task, cost_file, read_patients
-from benchmarks.results import write_results
+from benchmarks.results import mean_and_interval, write_results
 from willis.errors import CohortError
 from willis.evaluation.plans import dealt_folds
 from willis.params import load_params
@@ -68,12 +68,7 @@ def _show(rows: list[dict[str, object]]) -> None:
     table = Table("task", "model", "metric", "mean", "95 % interval", "patients", "seconds")
     for row in rows:
         words = [str(row[name]) for name in ("task", "model", "metric")]
-        numbers = (
-            ("-", str(row["reason"]))
-            if row["mean"] is None
-            else (f"{row['mean']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}")
-        )
-        table.add_row(*words, *numbers, str(row["num_patients"]), f"{row['seconds']:.0f}")
+        table.add_row(*words, *mean_and_interval(row), str(row["num_patients"]), f"{row['seconds']:.0f}")
     Console().print(table)
 
 

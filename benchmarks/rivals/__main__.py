@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.real_patients import WORK, RealPatients, data_folder, prepared_patients
-from benchmarks.results import write_results
+from benchmarks.results import mean_and_interval, write_results
 from benchmarks.rivals.environments import Rival
 from benchmarks.rivals.handout import Material
 from benchmarks.rivals.ours import astral_entry, baseline_entry, willis_entry
@@ -102,12 +102,7 @@ def _show(rows: list[dict[str, object]]) -> None:
     table = Table("model", "subset", "metric", "mean", "95 % interval", "seconds")
     for row in rows:
         words = [str(row[name]) for name in ("model", "subset", "metric")]
-        numbers = (
-            ("-", str(row["reason"]))
-            if row["mean"] is None
-            else (f"{row['mean']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}")
-        )
-        table.add_row(*words, *numbers, f"{row['seconds']:.0f}")
+        table.add_row(*words, *mean_and_interval(row), f"{row['seconds']:.0f}")
     Console().print(table)
 
 

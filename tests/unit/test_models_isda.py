@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from tests.fixtures.arrays import TinyCohort, tiny_job
+from tests.fixtures.killed import KilledError, killed_in
 from willis.errors import ParamsError
 from willis.models.head import LateHead
 from willis.models.isda import ClassSpread
 from willis.models.losses import ClassWeights, Scored, total_loss
 from willis.params import TrainParams
-from willis.training.loop import Tick, World, fit
+from willis.training.loop import World, fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -20,10 +21,6 @@ SMALL = {"width": 16, "fusion_heads": 4, "contrast_width": 8, "num_workers": 1, 
 OUTCOME = torch.tensor([1.0, 0, 1, 0, torch.nan, 1])
 GRADE = torch.tensor([4.0, 1, torch.nan, 2, torch.nan, 6])
 WEIGHT = torch.tensor([1.0, 1, 1, 1, 1, 0])
-
-
-class _KilledError(Exception):
-    """Stands for a kill between two steps."""
 
 
 def _scored(spread: torch.Tensor | None, *, ordinal: bool) -> Scored:
@@ -108,13 +105,9 @@ def test_a_run_with_isda_that_is_cut_off_ends_as_if_nothing_had_happened(
     whole = fit(tiny_job(tiny_ingest, tmp_path / "whole", params), World())
     assert int(whole.network["spread.count"].sum()) > 90 and whole.network["spread.covariance"].any()
 
-    def cut(tick: Tick) -> None:
-        if tick.epoch == 1 and tick.record is None:
-            raise _KilledError
-
     job = tiny_job(tiny_ingest, tmp_path / "cut", params)
-    with pytest.raises(_KilledError):
-        fit(job, World(), cut)
+    with pytest.raises(KilledError):
+        fit(job, World(), killed_in(1))
     resumed = fit(job, World())
     for name, value in whole.network.items():
         torch.testing.assert_close(resumed.network[name], value, rtol=0, atol=0, msg=name)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from tests.fixtures.arrays import TinyCohort
+from tests.fixtures.killed import KilledError, killed_in
 from willis.errors import CohortError, ShapeError, StepError
 from willis.imaging.shards import StudyArrays
 from willis.params import PretrainParams
@@ -20,17 +21,13 @@ from willis.pretraining.loop import PretrainJob, PretrainRecord, collate_views, 
 from willis.pretraining.studies import read_splits
 from willis.training.checkpoints import TrainState
 from willis.training.dataset import shares
-from willis.training.loop import Tick, World
+from willis.training.loop import World
 from willis.training.start import start_templates
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PARAMS = PretrainParams(method="brainmvp", epochs=6, batch_size=8, learning_rate=3e-3, num_workers=1)
 GRID = (3, 4, 2)
-
-
-class _KilledError(Exception):
-    """Stands for a kill between two steps."""
 
 
 def _job(cohort: TinyCohort, out: Path, params: PretrainParams = PARAMS) -> PretrainJob:
@@ -68,12 +65,8 @@ def test_a_run_that_is_cut_off_ends_as_if_nothing_had_happened(
 ) -> None:
     job = _job(tiny_ingest, tmp_path)
 
-    def cut(tick: Tick[PretrainRecord]) -> None:
-        if tick.epoch == 2 and tick.record is None:
-            raise _KilledError
-
-    with pytest.raises(_KilledError):
-        pretrain_encoder(job, World(), cut)
+    with pytest.raises(KilledError):
+        pretrain_encoder(job, World(), killed_in(2))
     resumed = pretrain_encoder(job, World())
     assert _metrics(resumed) == _metrics(course)
     for name, value in course.best.items():

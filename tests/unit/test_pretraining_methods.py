@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from tests.fixtures.arrays import TinyCohort, tiny_job
+from tests.fixtures.killed import KilledError, killed_in
 from willis.errors import ParamsError, StepError
 from willis.imaging.shards import StudyArrays
 from willis.models.network import TrimodalNetwork
@@ -28,10 +29,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 METHODS = ("mics", "imputmae")
 GRID = (3, 4, 2)
-
-
-class _KilledError(Exception):
-    """Stands for a kill between two steps."""
 
 
 def _params(method: str) -> PretrainParams:
@@ -102,12 +99,8 @@ def test_a_run_that_is_cut_off_ends_as_if_nothing_had_happened(
     name, _, state = taught
     job = _job(tiny_ingest, tmp_path, name)
 
-    def cut(tick: Tick[PretrainRecord]) -> None:
-        if tick.epoch == 2 and tick.record is None:
-            raise _KilledError
-
-    with pytest.raises(_KilledError):
-        pretrain_encoder(job, World(), cut)
+    with pytest.raises(KilledError):
+        pretrain_encoder(job, World(), killed_in(2))
     resumed = pretrain_encoder(job, World())
     assert resumed.best.keys() == state.best.keys()
     for key, value in state.best.items():

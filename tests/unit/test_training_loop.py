@@ -11,22 +11,19 @@ import torch
 
 from tests.file_limit import files_of_at_most
 from tests.fixtures.arrays import TinyCohort, tiny_job
+from tests.fixtures.killed import KilledError, killed_in
 from willis.errors import BundleError, CohortError, StepError
 from willis.models.network import TrimodalNetwork
 from willis.params import TrainParams
 from willis.training.checkpoints import Checkpoints, TrainState
 from willis.training.dataset import Share, collate
-from willis.training.loop import Tick, World, fit
+from willis.training.loop import World, fit
 from willis.training.metrics import EpochRecord, auc
 from willis.training.optimizer import learning_rate, make_optimizer
 from willis.training.validation import is_better
 
 PARAMS = TrainParams(epochs=4, batch_size=16, learning_rate=3e-3, width=32, contrast_width=16, num_workers=1)
 TIMED = {"seconds", "data_wait_share"}
-
-
-class _KilledError(Exception):
-    """Stands for a kill between two steps."""
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +45,8 @@ def test_a_run_that_is_cut_off_ends_as_if_nothing_had_happened(
 ) -> None:
     job = tiny_job(tiny_ingest, tmp_path, PARAMS)
 
-    def cut(tick: Tick) -> None:
-        if tick.epoch == 2 and tick.record is None:
-            raise _KilledError
-
-    with pytest.raises(_KilledError):
-        fit(job, World(), cut)
+    with pytest.raises(KilledError):
+        fit(job, World(), killed_in(2))
     resumed = fit(job, World())
     assert _metrics(resumed) == _metrics(course)
     for name, value in course.best.items():

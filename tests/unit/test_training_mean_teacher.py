@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from tests.fixtures.arrays import TinyCohort, tiny_job
+from tests.fixtures.killed import KilledError, killed_in
 from willis.errors import BundleError
 from willis.models.losses import Losses, outcome_loss
 from willis.models.network import Output, TrimodalNetwork
@@ -39,10 +40,6 @@ PARAMS = TrainParams(
     num_workers=1,
 )
 TIMED = {"seconds", "data_wait_share"}
-
-
-class _KilledError(Exception):
-    """Stands for a kill between two steps."""
 
 
 @pytest.fixture(scope="module")
@@ -208,12 +205,8 @@ def test_a_run_with_a_teacher_that_is_cut_off_ends_as_if_nothing_had_happened(
 ) -> None:
     job = tiny_job(tiny_ingest, tmp_path, PARAMS)
 
-    def cut(tick: Tick) -> None:
-        if tick.epoch == 1 and tick.record is None:
-            raise _KilledError
-
-    with pytest.raises(_KilledError):
-        fit(job, World(), cut)
+    with pytest.raises(KilledError):
+        fit(job, World(), killed_in(1))
     resumed = fit(job, World())
     for one, other in zip(resumed.history, course.history, strict=True):
         assert one.model_dump(exclude=TIMED) == other.model_dump(exclude=TIMED)
