@@ -9,6 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.file_limit import files_of_at_most
+from willis.errors import StepError
 from willis.imaging.lesion import Facts, Load
 from willis.params import ReportParams
 from willis.reports import reader_language
@@ -313,6 +315,20 @@ def test_eyes_of_other_parameters_or_damaged_ones_are_trained_anew(
     assert KeptEyes.of(tmp_path, 5, EyesParams(steps=9)).load(model) is None
     kept.path.write_bytes(kept.path.read_bytes()[:-9])
     assert kept.load(model) is None
+
+
+def test_a_full_disk_at_the_eyes_is_said_and_leaves_the_ones_before(
+    studies: ReaderStudies, tmp_path: Path
+) -> None:
+    model = new_reader(train_tokenizer(corpus(studies)))
+    (tmp_path / "studies.json").write_text("{}")
+    kept = KeptEyes.of(tmp_path, 5, EyesParams())
+    kept.save(model, EyesRecord(loss=0.5, seconds=2.0))
+    message = r"eyes\.safetensors cannot be written: .*free some space and run `willis reports train-reader`"
+    with pytest.raises(StepError, match=message), files_of_at_most(20_000):
+        kept.save(model, EyesRecord(loss=0.4, seconds=3.0))
+    assert kept.load(model) == EyesRecord(loss=0.5, seconds=2.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["eyes.safetensors", "studies.json"]
 
 
 def test_a_training_run_leaves_a_folder_that_transformers_loads(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from willis.errors import BundleError, StepError
 from willis.models.vision import VolumeEncoder
+from willis.models.weights import save_weights
 
 ENCODER, SUMMARY = "encoder.safetensors", "pretrain.json"
 LAST_MAP = "body.pool."  # to the network's width: the network's own, whatever the width
@@ -31,25 +32,8 @@ def save_encoder(encoder: VolumeEncoder, path: Path, method: str) -> None:
     Raises:
         StepError: the disk is full or not writable.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    state = {
-        name: value.detach().cpu().contiguous()
-        for name, value in encoder.state_dict().items()
-        if not name.startswith(LAST_MAP)
-    }
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        # One key: several would be written in any order, and the digest would change with it.
-        save_file(state, partial, {"encoder": json.dumps(_told(encoder, method))})
-    except (SafetensorError, OSError) as error:  # safetensors wraps a full disk in an error of its own
-        partial.unlink(missing_ok=True)
-        raise StepError(
-            f"{path} cannot be written: {error}; free some space and run `willis pretrain` again, nothing is "
-            "learned twice"
-        ) from error
-    partial.replace(path)
+    state = {name: value for name, value in encoder.state_dict().items() if not name.startswith(LAST_MAP)}
+    save_weights(state, path, "willis pretrain", {"encoder": json.dumps(_told(encoder, method))})
 
 
 def load_encoder(encoder: VolumeEncoder, path: Path) -> None:

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
+from willis.models.weights import save_weights
 from willis.reports.reader_training import EyesParams
 
 if TYPE_CHECKING:
     from transformers import Idefics3ForConditionalGeneration
 
-_FILE, _KEY, _RECORD = "eyes.safetensors", "key", "record"
+_FILE, _EYES = "eyes.safetensors", "eyes"
 _SOURCES = tuple(Path(__file__).with_name(f"{name}.py") for name in ("reader_training", "reader_model"))
 
 
@@ -52,23 +52,23 @@ class KeptEyes:
         """Put the kept weights into a model; None where there are none, others, or damaged ones."""
         try:
             with safe_open(self.path, "pt") as file:
-                told = file.metadata() or {}
-                if told.get(_KEY) != self.key:
+                key, record = json.loads((file.metadata() or {}).get(_EYES, "[null, null]"))
+                if key != self.key:
                     return None
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError):
             return None
         _eyes_of(model).load_state_dict(weights)
-        return EyesRecord(**json.loads(told[_RECORD]))
+        return EyesRecord(**record)
 
     def save(self, model: "Idefics3ForConditionalGeneration", record: EyesRecord) -> None:
-        """Keep a model's eyes; the file appears whole or not at all."""
-        weights: dict[str, Tensor] = {
-            name: value.cpu().contiguous() for name, value in _eyes_of(model).state_dict().items()
-        }
-        partial = self.path.with_suffix(".partial")
-        save_file(weights, partial, {_KEY: self.key, _RECORD: json.dumps(asdict(record))})
-        partial.replace(self.path)
+        """Keep a model's eyes; the file appears whole or not at all.
+
+        Raises:
+            StepError: the disk is full or not writable.
+        """
+        told = {_EYES: json.dumps([self.key, asdict(record)])}
+        save_weights(_eyes_of(model).state_dict(), self.path, "willis reports train-reader", told)
 
 
 def _eyes_of(model: "Idefics3ForConditionalGeneration") -> nn.ModuleDict:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from willis.errors import StepError
 from willis.models.pretrained import file_sha256, pretrained_weights
+from willis.models.weights import save_weights
 from willis.params import TrainParams
 from willis.revision import code_revision
 from willis.settings import Settings
@@ -136,19 +136,7 @@ def _recorded_code(out: Path) -> TrainingCode:
 
 
 def _write(job: Job, state: TrainState, out: Path) -> TrainSummary:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    partial = out / f".{WEIGHTS}.partial"
-    try:
-        save_file(state.best, partial)
-    except (SafetensorError, OSError) as error:  # safetensors wraps a full disk in an error of its own
-        partial.unlink(missing_ok=True)
-        raise StepError(
-            f"{out / WEIGHTS} cannot be written: {error}; free some space and run `willis train` again, "
-            "nothing is trained twice"
-        ) from error
-    partial.replace(out / WEIGHTS)
+    save_weights(state.best, out / WEIGHTS, "willis train")
     write_whole(out / CONTRACT, job.config.model_dump_json(indent=2) + "\n")
     write_whole(out / METRICS, "".join(f"{record.model_dump_json()}\n" for record in state.history))
     summary = _summary(job, state, _recorded_code(out))
