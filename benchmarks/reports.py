@@ -40,7 +40,7 @@ from willis.reports.measured import measured_findings
 from willis.reports.schema import Findings, volume_band
 from willis.reports.server import server_process
 from willis.reports.studies import IngestedStudies
-from willis.reports.writer import Reading, Study, read_study
+from willis.reports.writer import Reading, Study, read_study, run
 from willis.settings import Settings, settings
 
 SEED = 4711
@@ -123,7 +123,7 @@ def measure(
         for mode, told in MODES.items():
             writer = LanguageModelWriter(params.model_copy(update={"facts_in_prompt": told}), given)
             started = time.perf_counter()
-            readings = asyncio.run(_read_all(views, writer, params.concurrency, mode))
+            readings = run(writer, _read_all(views, writer, params.concurrency, mode))
             seconds = time.perf_counter() - started
             counts = _told(readings, studies) if told else _read(readings, truth)
             rows += [
@@ -152,7 +152,7 @@ def _rates(
     writer = LanguageModelWriter(told, given)
 
     def write_all() -> None:
-        asyncio.run(_read_all(timed, writer, told.concurrency, "timed"))
+        run(writer, _read_all(timed, writer, told.concurrency, "timed"))
 
     found = rates(timed, told, given, work, write_all, ROUNDS)
     ratios = {

@@ -51,6 +51,16 @@ class AnsweringServer(ThreadingHTTPServer):
         self.turn = threading.Lock()
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str] = []
+        self.num_connections = 0
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        with self.turn:
+            self.num_connections += 1
+        try:
+            super().finish_request(request, client_address)
+        finally:
+            with self.turn:
+                self.num_connections -= 1
 
     @property
     def url(self) -> str:

@@ -4,7 +4,6 @@ volumes -> prepare_study -> facts -> report (sent, or written by the configured 
                                       \\-> Case <- clinical table (sent, or read from the feature store)
 """
 
-import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -28,7 +27,7 @@ from willis.pseudonym import pseudonym
 from willis.reports.grounding import ground
 from willis.reports.measured import measured_numbers
 from willis.reports.schema import Findings, Report, refuse_forbidden, report_columns
-from willis.reports.writer import ReportWriter, Study, read_study, writer_for
+from willis.reports.writer import ReportWriter, Study, read_study, run, writer_for
 from willis.settings import Settings
 
 if TYPE_CHECKING:
@@ -215,7 +214,7 @@ class Caseworker:
             facts=study.facts,
         )
         try:
-            reading = asyncio.run(read_study(view, self._writer, max_attempts=self._attempts))
+            reading = run(self._writer, read_study(view, self._writer, max_attempts=self._attempts))
         except (ReportError, ServiceError) as error:
             return CaseReport("none", failure=str(error))
         if reading.report is None:

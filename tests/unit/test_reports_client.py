@@ -14,14 +14,24 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.answering_server import AnsweringServer, Behaviour, answering, drops, fails, hangs, says, sends
+from tests.answering_server import (
+    AnsweringServer,
+    Behaviour,
+    Handler,
+    answering,
+    drops,
+    fails,
+    hangs,
+    says,
+    sends,
+)
 from tests.small_ingest import facts_of, write_small_ingest
 from willis.errors import SettingsError
 from willis.params import ReportParams
 from willis.reports.client import LanguageModelWriter
 from willis.reports.schema import Findings
 from willis.reports.store import ReportStore
-from willis.reports.writer import Reading, Study, read_study
+from willis.reports.writer import Reading, Study, read_study, run
 from willis.settings import Settings
 from willis.steps.report import report
 
@@ -113,6 +123,24 @@ def test_retries_go_to_the_next_server(study: Study) -> None:
         readings = [asyncio.run(read_study(study, writer)) for _ in range(3)]
     assert [reading.flagged for reading in readings] == [False] * 3
     assert len(alive.requests) == 3
+
+
+def test_no_connection_is_left_when_the_reading_has_ended(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Handler, "protocol_version", "HTTP/1.1")  # which keeps connections open
+    with answering(says(RIGHT)) as server:
+        writer, open_meanwhile = writer_at(server.url), []
+
+        async def reading() -> None:
+            await read_study(study, writer)
+            open_meanwhile.append(server.num_connections)
+
+        run(writer, reading())
+        until = time.monotonic() + 10
+        while server.num_connections and time.monotonic() < until:
+            time.sleep(0.01)
+        assert (open_meanwhile, server.num_connections) == ([1], 0)
 
 
 def test_nobody_there_says_how_to_start_one(study: Study) -> None:

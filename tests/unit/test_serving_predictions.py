@@ -151,6 +151,9 @@ def test_a_writer_that_fails_costs_the_text_and_not_the_answer(
 
             raise ReportServerError("the server is away")
 
+        async def close(self) -> None:
+            pass
+
     monkeypatch.setattr(served.endpoint.caseworker, "_writer", Failing())
     answer = predict(served, study, clinical=CLINICAL)
     assert answer.status_code == 201
@@ -166,6 +169,9 @@ def test_a_writer_that_is_slow_costs_the_text_and_not_the_answer(
 
         async def write(self, study: object, *, attempt: int) -> None:
             await asyncio.sleep(1)
+
+        async def close(self) -> None:
+            pass
 
     with local_endpoint(tmp_path, deploy=DeployParams(report_deadline_s=0.05)) as served:
         monkeypatch.setattr(served.endpoint.caseworker, "_writer", Slow())

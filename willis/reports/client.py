@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import re
 import time
-from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -71,9 +70,8 @@ class LanguageModelWriter:
         self._key = settings.report_api_key.get_secret_value() if settings.report_api_key else None
         self._urls = _checked(settings.report_url, self._key)
         # A client belongs to one event loop, and an endpoint reads each case in a loop of its own.
-        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, Iterator[AsyncOpenAI]] = (
-            WeakKeyDictionary()
-        )
+        self._clients = WeakKeyDictionary[asyncio.AbstractEventLoop, list[AsyncOpenAI]]()
+        self._turns = itertools.cycle(range(len(self._urls)))
         self._down = False
 
     async def write(self, study: Study, *, attempt: int) -> WrittenReport:
@@ -86,6 +84,11 @@ class LanguageModelWriter:
         cost = _cost(answer, time.monotonic() - started)
         findings = parse_findings(self._content(answer))
         return WrittenReport(findings, self.model, self.prompt_hash, temperature, seed, attempt, cost)
+
+    async def close(self) -> None:
+        """Close the connections of this event loop."""
+        for client in self._clients.pop(asyncio.get_running_loop(), []):
+            await client.close()
 
     async def _answer(self, chat: list[dict[str, Any]], temperature: float, seed: int) -> ChatCompletion:
         """Ask until there is an answer, the retries are used up, or the deadline is over."""
@@ -122,8 +125,8 @@ class LanguageModelWriter:
     def _next_client(self) -> AsyncOpenAI:
         loop = asyncio.get_running_loop()
         if loop not in self._clients:
-            self._clients[loop] = itertools.cycle([self._client(url) for url in self._urls])
-        return next(self._clients[loop])
+            self._clients[loop] = [self._client(url) for url in self._urls]
+        return self._clients[loop][next(self._turns)]
 
     def _client(self, url: str) -> AsyncOpenAI:
         # A server on loopback may have no key, but the client insists on one.

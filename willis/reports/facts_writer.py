@@ -91,6 +91,9 @@ class FactsWriter:
         findings = self.findings(study.facts, study.acquired())
         return WrittenReport(findings, self.model, self.prompt_hash, self.temperature, 0, attempt)
 
+    async def close(self) -> None:
+        """Nothing is held."""
+
     def findings(self, facts: Facts, acquired: frozenset[str]) -> Findings:
         """State the measured fields and put them into words.
 

@@ -16,7 +16,7 @@ from willis.params import ReportParams
 from willis.ray_cluster import connected
 from willis.reports.store import Attempt, ReportStore
 from willis.reports.studies import IngestedStudies
-from willis.reports.writer import Reading, ReportWriter, read_study, report_key, writer_for
+from willis.reports.writer import Reading, ReportWriter, read_study, report_key, run, writer_for
 from willis.settings import Settings
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class _Worker:
     def __call__(self, batch: "dict[str, np.ndarray[Any, Any]]") -> dict[str, list[Any]]:
         """Read some studies at once: place, key and known attempts in, new attempts and reasons out."""
         sent = zip(*(batch[name].tolist() for name in ("place", "key", "known")), strict=True)
-        found = asyncio.run(self._read(list(sent)))
+        found = run(self._writer, self._read(list(sent)))
         return {
             "place": batch["place"].tolist(),
             "written": [_ATTEMPTS.dump_json(written).decode() for written, _ in found],

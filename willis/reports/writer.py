@@ -6,9 +6,9 @@ resumption, grounding, a second attempt, flags, is the same for a template and f
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from willis.reports.store import Attempt, ReportStore
 from willis.settings import Settings
 
 UInt8 = npt.NDArray[np.uint8]
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +92,22 @@ class ReportWriter(Protocol):
             ReportServerError: the server does not answer after the writer's own retries; costs nothing.
         """
         ...
+
+    async def close(self) -> None:
+        """Let go of what this event loop's writing holds; writing again is allowed."""
+        ...
+
+
+def run(writer: ReportWriter, reading: Coroutine[Any, Any, R]) -> R:
+    """Run to the end in an event loop of its own, and leave no connection of the writer behind."""
+
+    async def run_and_close() -> R:
+        try:
+            return await reading
+        finally:
+            await writer.close()
+
+    return asyncio.run(run_and_close())
 
 
 class AttemptStore(Protocol):

@@ -1,6 +1,5 @@
 """Step `report`: one grounded report per study, written by the configured writer, never twice."""
 
-import asyncio
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from willis.params import ReportParams
 from willis.reports.schema import NUMBER_FIELDS, Findings, report_columns
 from willis.reports.store import ReportStore
 from willis.reports.studies import IngestedStudies
-from willis.reports.writer import Reading, ReportWriter, read_studies, writer_for
+from willis.reports.writer import Reading, ReportWriter, read_studies, run, writer_for
 from willis.settings import Settings
 
 if TYPE_CHECKING:
@@ -120,7 +119,7 @@ def _read_here(
     studies: IngestedStudies, writer: ReportWriter, store: ReportStore, params: ReportParams, done: Done
 ) -> None:
     owned = ((owner, studies.study(index)) for index, owner in enumerate(studies.arrays.patient_ids))
-    asyncio.run(read_studies(owned, writer, store, params, done))
+    run(writer, read_studies(owned, writer, store, params, done))
 
 
 def _row(
