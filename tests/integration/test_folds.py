@@ -1,5 +1,7 @@
 """Cross-validation trains the real network on small data, goes on after a kill, and sees no test outcome."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,16 +10,19 @@ from PIL import Image
 from tests.fixtures.arrays import write_tiny_cohort
 from willis.errors import ParamsError
 from willis.evaluation.baselines import fit_baseline
-from willis.evaluation.folds import evaluate_folds
+from willis.evaluation.fold_training import train_fold
+from willis.evaluation.folds import evaluate_folds, validation_of
 from willis.evaluation.learning_curve import learning_curve
 from willis.evaluation.metrics import auc
 from willis.evaluation.patients import Cohort
-from willis.evaluation.plans import folds_by, read_folds
+from willis.evaluation.plans import folds_by, known_values, read_folds
 from willis.evaluation.results import LearningCurve
 from willis.evaluation.severity import evaluate_severity
 from willis.params import PretrainParams, TrainParams
 from willis.pretraining.loop import pretrain_encoder
 
+SUBSETS = ("image only", "text only", "table only", "image and text", "image and table", "text and table")
+MODELS = {"willis", "boosting", "logistic"} | {f"willis: {subset}" for subset in SUBSETS}
 PARAMS = TrainParams(epochs=2, width=32, contrast_width=16, batch_size=32, num_workers=1)
 
 
@@ -47,11 +52,29 @@ def planned(cohort, path):
 
 def test_every_model_predicts_every_patient_once(ran, tiny):
     out, found = ran
-    assert {model.name for model in found.models} == {"willis", "boosting", "logistic"}
-    assert {lead.over for lead in found.leads} == {"boosting", "logistic"}
+    assert {model.name for model in found.models} == MODELS
+    assert {lead.over for lead in found.leads} == MODELS - {"willis"}
     assert found.num_patients == len(pd.read_csv(tiny[1], sep="\t"))
     assert len(list(out.glob("predictions/*/*.parquet"))) == 6
     assert not list(out.glob("work/*"))
+
+
+def test_a_subset_of_the_modalities_is_asked_of_the_fold_s_network_by_presence_masks(ran, tiny, tmp_path):
+    """The slow way: train fold 1 again and ask with what is not in the subset taken out of the cases."""
+    cohort, plan = tiny
+    fold = planned(cohort, plan).folds[1]
+    patients = Cohort.read(cohort.ingest, cohort.features)
+    outcome = known_values(patients.frame, "poor_outcome")
+    validation = validation_of(fold.train, outcome, PARAMS.seed)
+    split = {patient: "validation" if patient in validation else "train" for patient in fold.train}
+    split |= dict.fromkeys(fold.test, "test")
+    network = train_fold(cohort.ingest, cohort.features, split, tmp_path, tmp_path / "embeddings", PARAMS)
+    rows = patients.frame[patients.frame["patient_id"].isin(fold.test)].reset_index(drop=True)
+    cases = [replace(case, volume=None, planes=None, facts=None) for case in patients.patients(rows).cases]
+    expected = network.probabilities(network.encode(cases))
+    kept = pd.read_parquet(next(ran[0].glob("predictions/willis-*/r0-f1.parquet")))
+    assert kept["text and table"].to_numpy() == pytest.approx(expected, abs=1e-6)
+    assert not np.allclose(kept["text and table"], kept["p"], atol=1e-4)
 
 
 def test_a_run_that_was_killed_goes_on_with_what_is_missing(ran, tiny):
@@ -128,7 +151,7 @@ def test_a_fold_is_pre_trained_on_everybody_whom_it_does_not_test(tiny, tmp_path
         assert patients == everybody - set(rows.loc[rows["fold"] == fold, "participant_id"])
         assert len(patients) > (rows["fold"] != fold).sum(), "patients without an outcome teach as well"
         assert not len(validation)
-    assert {model.name for model in found.models} == {"willis", "boosting", "logistic"}
+    assert {model.name for model in found.models} == MODELS
 
 
 def test_each_later_period_is_tested_by_networks_that_saw_the_earlier_ones_alone(tiny, tmp_path):
@@ -138,7 +161,7 @@ def test_each_later_period_is_tested_by_networks_that_saw_the_earlier_ones_alone
     sizes = [(fold.num_training, fold.num_tested) for fold in found.folds]
     assert [trained for trained, _ in sizes] == [sum(n for _, n in sizes[:k]) + sizes[0][0] for k in range(4)]
     for fold in found.folds:
-        assert {model.name for model in fold.models} == {"willis", "boosting", "logistic"}
+        assert {model.name for model in fold.models} == MODELS
 
 
 def test_a_learning_curve_tests_the_same_patients_after_ever_more(tiny, tmp_path):

@@ -11,20 +11,18 @@ from willis.evaluation.comparison import Scored
 from willis.evaluation.metrics import Numbers
 from willis.evaluation.results import FeatureShare, ModalityShare
 from willis.inference import Case, Encodings, Prediction, Predictor
-from willis.models.decision import subsets_of
+from willis.models.decision import proper_subsets, subset_name
 
 
 def subset_controls(predictor: Predictor, encodings: Encodings) -> tuple[Scored, ...]:
     """The six proper subsets of the modalities, by presence masks; nothing is trained again."""
-    used = [name for name in MODALITIES if name in predictor.config.use_modalities]
-    proper = [subset for subset in subsets_of(used) if len(subset) < len(used)]
     return tuple(
         Scored(
-            _name_of(subset),
+            subset_name(subset),
             predictor.probabilities(encodings, sorted(subset))[None],
             note=_absent(encodings, subset),
         )
-        for subset in proper
+        for subset in proper_subsets(predictor.config.use_modalities)
     )
 
 
@@ -133,11 +131,6 @@ def _permuted(
 def _with_image(encodings: Encodings, other: Encodings) -> Encodings:
     """The same cases, presence included, with the image vectors of `other`."""
     return replace(encodings, encoded=encodings.encoded.with_image_of(other.encoded))
-
-
-def _name_of(subset: frozenset[str]) -> str:
-    names = [name for name in MODALITIES if name in subset]
-    return f"{names[0]} only" if len(names) == 1 else " and ".join(names)
 
 
 def _absent(encodings: Encodings, subset: frozenset[str]) -> str:

@@ -25,6 +25,7 @@ from willis.evaluation.metrics import (
 from willis.evaluation.patients import Cohort
 from willis.evaluation.plans import TASK, Fold, Plan, known_values
 from willis.evaluation.results import AreaInFold, FoldAreas, FoldsResult, Interval, Lead, ModelOnFolds
+from willis.models.decision import proper_subsets, subset_name
 from willis.params import PretrainParams, TrainParams
 
 if TYPE_CHECKING:
@@ -59,12 +60,12 @@ class OutOfFold:
             member[repeats.index(fold.repeat), np.isin(patients, fold.test)] = fold.number
         return cls(patients, np.array([outcome[patient] for patient in patients]), member, repeats)
 
-    def gathered(self, predicted: Mapping[Fold, "pd.DataFrame"]) -> Numbers:
-        """Lay out the predictions (`patient_id`, `p`) of all folds as (repeats, n)."""
+    def gathered(self, predicted: Mapping[Fold, "pd.DataFrame"], column: str = "p") -> Numbers:
+        """Lay out one column of the predictions of all folds, by `patient_id`, as (repeats, n)."""
         found = np.full(self.member.shape, np.nan)
         place = {patient: k for k, patient in enumerate(self.patients)}
         for fold, rows in predicted.items():
-            found[self.repeats.index(fold.repeat), [place[p] for p in rows["patient_id"]]] = rows["p"]
+            found[self.repeats.index(fold.repeat), [place[p] for p in rows["patient_id"]]] = rows[column]
         return found
 
 
@@ -88,7 +89,8 @@ def evaluate_folds(
         pretrain: section `pretrain`; each fold's encoder learns from all patients whom it does not test.
 
     Returns:
-        Mean AUC over folds per model and the network's paired lead over each; also folds.json.
+        Mean AUC over folds per model, the network's paired lead over each, and the same for the network given
+        fewer modalities; also folds.json.
     """
     tested, predictions = predict_folds(ingest, features, plan, out, params, pretrain)
     result = summarise(tested.outcome, predictions, tested.member, plan, params.seed)
@@ -112,7 +114,8 @@ def predict_folds(
         pretrain: section `pretrain`.
 
     Returns:
-        The tested patients, and model -> (repeats, n) probabilities.
+        The tested patients, and model -> (repeats, n) probabilities; the network given fewer modalities, by
+        presence masks, stands beside it: `willis: image only`, ...
     """
     import pandas as pd
 
@@ -131,13 +134,14 @@ def predict_folds(
             )
             _write(path, rows)
             shutil.rmtree(work, ignore_errors=True)
-    tested = OutOfFold.of(plan, known_values(cohort.frame, TASK))
-    return tested, {
-        model: tested.gathered(
-            {f: pd.read_parquet(_path(out, digest, model, f, params, pretrain)) for f in plan.folds}
-        )
-        for model in MODELS
-    }
+    tested, found = OutOfFold.of(plan, known_values(cohort.frame, TASK)), dict[str, Numbers]()
+    for model in MODELS:
+        kept = {f: pd.read_parquet(_path(out, digest, model, f, params, pretrain)) for f in plan.folds}
+        found[model] = tested.gathered(kept)
+        if model == OURS:
+            subsets = [subset_name(subset) for subset in proper_subsets(params.use_modalities)]
+            found |= {f"{OURS}: {subset}": tested.gathered(kept, subset) for subset in subsets}
+    return tested, found
 
 
 def summarise(
@@ -264,7 +268,7 @@ def _path(
 ) -> Path:
     """Where the predictions of one fold lie; other data, folds or parameters are another place."""
     taught = "" if pretrain.method == "none" else pretrain.model_dump_json()
-    said = params.model_dump_json() + taught if model == OURS else str(params.seed)
+    said = f"by subset {params.model_dump_json()}{taught}" if model == OURS else str(params.seed)
     digest = hashlib.sha256(f"{data}\0{said}".encode()).hexdigest()[:12]
     return out / "predictions" / f"{model}-{digest}" / f"{fold.name}.parquet"
 
@@ -289,7 +293,11 @@ def _by_rival(model: Kind, fold: Fold, cohort: Cohort, seed: int) -> "pd.DataFra
 def _by_network(
     fold: Fold, ingest: Path, features: Path, work: Path, params: TrainParams, pretrain: PretrainParams
 ) -> "pd.DataFrame":
-    """Train in this process, stop early on patients set aside from the training part, predict the rest."""
+    """Train in this process, stop early on patients set aside from the training part, predict the rest.
+
+    Returns:
+        `patient_id`, `p` from all modalities, and a column per proper subset of them.
+    """
     from willis.evaluation.fold_training import pretrain_fold, train_fold
 
     cohort = Cohort.read(ingest, features)
@@ -301,7 +309,11 @@ def _by_network(
     predictor = train_fold(ingest, features, split, work, embeddings, params, weights)
     rows = cohort.frame[cohort.frame["patient_id"].isin(fold.test)].reset_index(drop=True)
     encodings = predictor.encode(cohort.patients(rows).cases)
-    return rows[["patient_id"]].assign(p=predictor.probabilities(encodings))
+    by_subset = {
+        subset_name(subset): predictor.probabilities(encodings, sorted(subset))
+        for subset in proper_subsets(params.use_modalities)
+    }
+    return rows[["patient_id"]].assign(p=predictor.probabilities(encodings), **by_subset)
 
 
 def with_progress(todo: list[tuple[M, Fold]]) -> Iterator[tuple[M, Fold]]:

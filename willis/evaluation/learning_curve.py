@@ -9,7 +9,7 @@ from pathlib import Path
 
 from willis.errors import ParamsError
 from willis.evaluation import plots
-from willis.evaluation.folds import NO_PRETRAINING, evaluate_folds
+from willis.evaluation.folds import MODELS, NO_PRETRAINING, evaluate_folds
 from willis.evaluation.patients import Cohort
 from willis.evaluation.plans import labelled_draws
 from willis.evaluation.results import LearningCurve, LearningPoint
@@ -54,7 +54,7 @@ def learning_curve(
         for num, plan in plans.items()
     )
     curve = LearningCurve(points=points)
-    plots.draw_learning_curve(out / PICTURE, curve)
+    plots.draw_learning_curve(out / PICTURE, curve, MODELS)
     partial = out / f".{CURVE}.partial"
     partial.write_text(curve.model_dump_json(indent=2) + "\n")
     partial.replace(out / CURVE)

@@ -1,7 +1,7 @@
 """The pictures of an evaluation. Figures are drawn off screen; nothing here decides a number."""
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,13 +133,13 @@ def draw_decision(path: Path, curve: DecisionCurve) -> None:
     _save(figure, path, "Decision curve: net benefit per patient over threshold probabilities")
 
 
-def draw_learning_curve(path: Path, curve: LearningCurve) -> None:
-    """AUC of each model over the number of patients it learned from; the network's interval is shaded."""
+def draw_learning_curve(path: Path, curve: LearningCurve, models: Sequence[str]) -> None:
+    """AUC of these models over the number of patients they learned from; the network's interval is shaded."""
     figure, axes = _canvas(*_SQUARE)
     numbers = [point.num_labels for point in curve.points]
     rivals = iter(RIVALS)
     labels = []
-    for name in (model.name for model in curve.points[0].result.models):
+    for name in models:
         areas = [next(m.auc for m in point.result.models if m.name == name) for point in curve.points]
         ours = name == "willis"
         colour, dashes = (MODEL, "-") if ours else next(rivals)

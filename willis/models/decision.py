@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from willis.cohort.schema import MODALITIES
 from willis.errors import BundleError
 
 CLASSES = ("good", "poor")
@@ -76,6 +77,18 @@ def subsets_of(present: Sequence[str]) -> tuple[frozenset[str], ...]:
     return tuple(
         frozenset(chosen) for size in range(1, len(present) + 1) for chosen in combinations(present, size)
     )
+
+
+def proper_subsets(used: Sequence[str]) -> tuple[frozenset[str], ...]:
+    """Every non-empty subset of the modalities that a network reads, but for all of them together."""
+    ordered = [name for name in MODALITIES if name in used]
+    return subsets_of(ordered)[:-1]
+
+
+def subset_name(subset: frozenset[str]) -> str:
+    """What reports call a subset of the modalities: `image only`, `image and table`."""
+    names = [name for name in MODALITIES if name in subset]
+    return f"{names[0]} only" if len(names) == 1 else " and ".join(names)
 
 
 def shapley(present: Sequence[str], value: Mapping[frozenset[str], float], empty: float) -> dict[str, float]:
