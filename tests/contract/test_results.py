@@ -27,7 +27,7 @@ AUC = {
     "mean": 0.78373, "low": 0.7419, "high": 0.82425, "seconds": 2185.9,
 }  # fmt: skip
 # .784, or .784 [.742, .824], or the two cells | .784 | .742 to .824 |
-NUMBER = r"(-?\.\d{3})(?!\d)"
+NUMBER = r"(-?(?:\.\d{3}|1\.000))(?!\d)"
 QUOTED = re.compile(rf"(?<![\d.]){NUMBER}(?:(?:\s\[|\s\|\s){NUMBER}(?:,\s|\sto\s){NUMBER})?")
 MARK = re.compile(r"\A<!-- results: (.*?) -->\n", re.DOTALL)
 
@@ -127,10 +127,16 @@ def test_figures_are_found_in_sentences_and_tables_with_and_without_an_interval(
     text = (
         "<!-- results: a | b | auc;\nc | d | auc -->\n"
         "reaches .784 [.742,\n.824], not 0.784\n| x | -.010 | -.03 | .805 | .766 to .844 |"
+        "\n.998 [.986, 1.000]"
     )
     (block,) = blocks_of("page", text)
     assert block.named == ("a | b | auc", "c | d | auc")
-    assert block.quoted == [(".784", ".742", ".824"), ("-.010",), (".805", ".766", ".844")]
+    assert block.quoted == [
+        (".784", ".742", ".824"),
+        ("-.010",),
+        (".805", ".766", ".844"),
+        (".998", ".986", "1.000"),
+    ]
 
 
 def test_rows_read_back_are_those_written_with_command_settings_and_version(

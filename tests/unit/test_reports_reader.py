@@ -38,7 +38,14 @@ from willis.reports.reader_model import (
 )
 from willis.reports.reader_reports import report_json, target_report
 from willis.reports.reader_studies import ACUTE, OLD, WHITE, ReaderStudies, make_reader_studies
-from willis.reports.reader_training import EyesParams, Levels, patch_shares, region_volumes
+from willis.reports.reader_training import (
+    FULL_ML,
+    EyesParams,
+    Levels,
+    patch_shares,
+    region_volumes,
+    shares_of_full,
+)
 from willis.reports.schema import parse_findings
 from willis.reports.slices import PICTURE_PX, SHOWN, Picture
 from willis.reports.train_reader import train_reader
@@ -111,6 +118,13 @@ def test_volumes_of_a_region_are_its_counted_pixels() -> None:
         for region in range(5):
             count = int((((truth[study] & ACUTE) > 0) & (regions[study] == region)).sum())
             assert float(volumes[study, :, region].sum()) == pytest.approx(count * 0.016, rel=1e-5)
+
+
+def test_a_volume_fills_each_step_in_turn() -> None:
+    assert FULL_ML == (0.1, 0.3, 1.0, 3.0, 10.0)
+    found = shares_of_full(torch.tensor([0.0, 0.15, 6.0, 50.0]))
+    expected = [[0, 0, 0, 0, 0], [1, 0.5, 0.15, 0.05, 0.015], [1, 1, 1, 1, 0.6], [1, 1, 1, 1, 1]]
+    torch.testing.assert_close(found, torch.tensor(expected))
 
 
 def test_regions_of_the_picture_lie_on_the_side_where_the_picture_shows_them(studies: ReaderStudies) -> None:

@@ -58,8 +58,11 @@ OLD_VISIBLE_ML = 0.3
 VOLUME_WEIGHT = 0.1
 """A head that is thrown away afterwards has the model add up volumes before it chooses words."""
 FEWEST_LEVELS, MOST_LEVELS = 12, GRID.shape[2]
-ALL_LEVELS = 0.5
-"""So many prompts show every level; the others fewer, as `report.num_slices` may ask for."""
+ALL_LEVELS, ALL_LEVELS_TOLD = 0.8, 0.2
+"""So many prompts show every level, the default of `report.num_slices`; the others fewer, as it may ask for.
+
+Volumes are added up over all levels; facts are copied whatever the pictures show.
+"""
 GROUP = 4
 """Samples of like length that go through the model together, so that little of it is padding."""
 _PLANES = ("axial plane, FLAIR", "sagittal plane, FLAIR", "coronal plane, FLAIR")
@@ -70,7 +73,7 @@ _IGNORED = -100
 class LanguageParams(PartParams):
     """How the language model is trained."""
 
-    steps: int = 1800
+    steps: int = 1450
     batch_size: int = 32
 
 
@@ -282,7 +285,8 @@ class Language:
 
 def _choose(view: EncodedStudy, told: bool, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """Choose levels as `slices.choose_levels` would: all of them, or so many, from any first level."""
-    num = MOST_LEVELS if rng.random() < ALL_LEVELS else int(rng.integers(FEWEST_LEVELS, MOST_LEVELS))
+    whole = rng.random() < (ALL_LEVELS_TOLD if told else ALL_LEVELS)
+    num = MOST_LEVELS if whole else int(rng.integers(FEWEST_LEVELS, MOST_LEVELS))
     every = np.arange(len(view.levels))
     inside = np.zeros(0, np.int64)
     if told and view.restricted.any():

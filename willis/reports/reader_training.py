@@ -32,9 +32,12 @@ SIDE = PICTURE_PX // PATCH_PX // FOLD
 PATTERNS = ((1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 0, 1), (1, 1, 0), (1, 0, 0), (0, 1, 1), (0, 0, 1))
 """Which of DWI, ADC and FLAIR are there; complete studies are the most frequent."""
 
-
 PATCH_FULL = 0.25
 """A share from which a patch counts as full, so that a lesion of few pixels is not lost beside large ones."""
+FULL_ML = (0.1, 0.3, 1.0, 3.0, 10.0)
+"""Volumes from which a picture token counts as full: shares of them add up over levels, logarithms do not."""
+PATCH_WEIGHT, FULL_ML_WEIGHT = 40 / 3, 2.0
+"""Of the terms of the loss, beside 1 for log ml by region."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,8 @@ class Eyes(nn.Module):
     def __init__(self, model: "Idefics3ForConditionalGeneration", num_regions: int) -> None:
         super().__init__()
         self.vision, self.connector = model.model.vision_model, model.model.connector
-        self.patch_head = nn.Linear(VISION_WIDTH, 3)
-        self.token_head = nn.Linear(WIDTH, num_regions)
+        self.patch_head = nn.Linear(VISION_WIDTH, 4)
+        self.token_head = nn.Linear(WIDTH, num_regions + len(FULL_ML))
         self.num_regions = num_regions
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,13 +126,20 @@ class Eyes(nn.Module):
         return patches, self.connector(patches)
 
     def loss(self, pixels: Tensor, truth: Tensor, regions: Tensor) -> Tensor:
-        """Cross-entropy of how full each patch is, and squared error of log ml per token and region."""
+        """Cross-entropy of how full each patch is, squared errors of the infarct's volume in each token.
+
+        A patch says how much of it is acute, old or white, as a share of `PATCH_FULL`, and of acute infarct
+        the whole share too; a token log ml by region, and the sum of the regions as shares of `FULL_ML`.
+        """
         patches, tokens = self.encode(pixels)
         shares = patch_shares(truth)
-        volumes = region_volumes(truth, regions, self.num_regions)
-        filled = (shares / PATCH_FULL).clamp(max=1)
+        filled = torch.cat([(shares / PATCH_FULL).clamp(max=1), shares[..., :1]], dim=-1)
         of_patches = F.binary_cross_entropy_with_logits(self.patch_head(patches), filled)
-        return 10 * of_patches + F.mse_loss(self.token_head(tokens), log_volume(volumes))
+        volumes = region_volumes(truth, regions, self.num_regions)
+        by_region, by_share = self.token_head(tokens).split([self.num_regions, len(FULL_ML)], dim=-1)
+        of_tokens = F.mse_loss(by_region, log_volume(volumes))
+        of_shares = F.mse_loss(by_share, shares_of_full(volumes.sum(dim=-1)))
+        return PATCH_WEIGHT * of_patches + of_tokens + FULL_ML_WEIGHT * of_shares
 
 
 def patch_shares(truth: Tensor) -> Tensor:
@@ -157,6 +167,11 @@ def region_volumes(truth: Tensor, regions: Tensor, num_regions: int) -> Tensor:
         (place * num_regions + regions)[acute], minlength=len(truth) * SIDE * SIDE * num_regions
     )
     return counts.reshape(len(truth), SIDE * SIDE, num_regions).float() * GRID.voxel_ml
+
+
+def shares_of_full(volume_ml: Tensor) -> Tensor:
+    """How full each volume is, up to 1, for each volume of `FULL_ML`: (...) -> (..., 5)."""
+    return (volume_ml[..., None] / volume_ml.new_tensor(FULL_ML)).clamp(max=1)
 
 
 def log_volume(volume_ml: Tensor) -> Tensor:
