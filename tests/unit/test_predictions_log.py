@@ -6,14 +6,16 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine
 
 from tests.prediction_rows import NOON, prediction_row
 from willis.errors import StoreError
-from willis.stores.prediction_tables import HEAD
+from willis.stores.prediction_tables import HEAD, tune_sqlite
 from willis.stores.prediction_upgrade import MIGRATIONS
 from willis.stores.predictions import OutcomeResult, PredictionLog
 
@@ -166,3 +168,26 @@ def test_a_database_of_an_unknown_kind_is_refused_with_the_forms_that_work() -> 
 def test_now_is_utc_when_retention_is_counted(log: PredictionLog) -> None:
     log.append(prediction_row(created_at=datetime.now(UTC)))
     assert log.purge(1) == 0
+
+
+def test_a_connection_that_sqlite_turns_away_from_wal_without_waiting_asks_again(tmp_path: Path) -> None:
+    """SQLite does so when several first connections switch at once, whatever its timeout says."""
+    refusals = [True, True]
+
+    class Cursor(sqlite3.Cursor):
+        def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+            if "journal_mode" in statement and refusals:
+                refusals.pop()
+                raise sqlite3.OperationalError("database is locked")
+            return super().execute(statement, *values)
+
+    class Connection(sqlite3.Connection):
+        def cursor(self) -> sqlite3.Cursor:
+            return super().cursor(Cursor)
+
+    path = tmp_path / "log.db"
+    engine = create_engine("sqlite://", creator=lambda: sqlite3.connect(path, factory=Connection))
+    tune_sqlite(engine)
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+    assert refusals == []

@@ -1,5 +1,6 @@
 """The tables behind the prediction log (willis/stores/predictions.py)."""
 
+import sqlite3
 from typing import Any
 
 from sqlalchemy import (
@@ -20,9 +21,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 HEAD = "0001"
 """The newest revision in migrations/versions/, whose tables these are; a log that has it opens as it is."""
+
+SQLITE_TIMEOUT_S = 30
 
 metadata = MetaData()
 
@@ -71,13 +75,26 @@ def tune_sqlite(engine: Engine) -> None:
 
     def on_connect(connection: Any, record: Any) -> None:
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
+        # Of several first connections that switch at once, SQLite turns some away without any waiting.
+        _while_locked(cursor.execute, "PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=FULL")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.execute("PRAGMA secure_delete=ON")
         cursor.close()
 
     event.listen(engine, "connect", on_connect)
+
+
+def _is_locked(error: BaseException) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
+
+
+_while_locked = Retrying(
+    retry=retry_if_exception(_is_locked),
+    wait=wait_random(0.005, 0.05),
+    stop=stop_after_delay(SQLITE_TIMEOUT_S),
+    reraise=True,
+)
 
 
 def revision_of(connection: Connection) -> str | None:

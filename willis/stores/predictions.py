@@ -21,6 +21,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from willis.errors import StoreError
 from willis.stores.prediction_tables import (
     HEAD,
+    SQLITE_TIMEOUT_S,
     cause_of,
     outcomes,
     place_of,
@@ -232,7 +233,7 @@ def _open_engine(url: str) -> Engine:
     try:
         if url.startswith("sqlite:///"):
             Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            engine = create_engine(url, connect_args={"timeout": 30})
+            engine = create_engine(url, connect_args={"timeout": SQLITE_TIMEOUT_S})
             tune_sqlite(engine)
             return engine
         return create_engine(
