@@ -7,9 +7,10 @@ makes the training table, and cross-validates on its `folds.tsv`: AUC is the mea
 resample patients. Rivals see the table and all measured facts, and need nobody for early stopping; the
 network sets 15 % of its training patients aside. Killed, it goes on with the first fold that is missing.
 
-Beside it: the network given fewer modalities; options of params.yaml (`--options`); the mean of what several
-networks say, each with a seed and patients to stop early on of its own (`--networks`); and all of them on
-fewer training patients (`--labels`), which shows what more patients would bring.
+With several networks (`--networks`), each has a seed and patients to stop early on of its own: their AUCs are
+averaged, and beside that stands the AUC of the mean of what they say. Further: the first of them given fewer
+modalities; options of params.yaml (`--options`); and everything on fewer training patients (`--labels`), for
+what more patients would bring.
 
 The outcome is the registry's Rankin score, read by others as the one at discharge, not at 90 days. A result
 on this folder is a result on these patients.
@@ -18,7 +19,7 @@ on this folder is a result on these patients.
 import argparse
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,14 +29,14 @@ from rich.table import Table
 
 from benchmarks.prepared import prepared
 from benchmarks.results import mean_and_interval, write_results
+from benchmarks.rivals.standings import Entry, averaged, rows_of
 from infra.local.source import source_of
 from willis.errors import ParamsError
 from willis.evaluation.baselines import KINDS
-from willis.evaluation.folds import OURS, OutOfFold, predict_folds, summarise
+from willis.evaluation.folds import MODELS, OURS, Model, OutOfFold, predict_folds
 from willis.evaluation.metrics import Numbers
 from willis.evaluation.patients import Cohort
 from willis.evaluation.plans import TASK, Plan, known_values, read_folds
-from willis.evaluation.results import FoldsResult, Interval
 from willis.params import Params, ReportParams, load_params
 
 WORK = Path("build/bench/real_patients")
@@ -90,24 +91,30 @@ def measure(
     """Train and test the network, its options and the rivals, on so many patients of each fold or on all."""
     plan = patients.plan if labels is None else thinned(patients, labels)
     task = TASK if labels is None else f"{TASK}_{labels}_labels"
+    out, seed = arguments.work.resolve() / "folds", patients.params.train.seed
+    given = replace(patients, plan=plan)
+    tested, said = predicted(given, out)
+    others = [Entry(name, "all", (found,), 0.0) for name, found in said.items() if name != OURS]
+    rivals = [entry for entry in others if entry.model in KINDS]
     options = {f"{OURS}, {name}": OPTIONS[name] for name in arguments.options}
     for name, change in ({OURS: dict[str, object]()} | options).items():
-        started, given = time.perf_counter(), replace(patients, plan=plan, params=changed(patients, change))
-        every = [predicted(given, arguments.work.resolve(), seed) for seed in range(arguments.networks)]
-        tested, first = every[0]
-        asked = {name: first if name == OURS else beside_rivals(first[OURS], first)}
-        if len(every) > 1:
-            mean = np.mean([said[OURS] for _, said in every], axis=0)
-            asked[f"{name}, mean of {len(every)}"] = beside_rivals(mean, first)
-        seconds = time.perf_counter() - started
-        for ours, said in asked.items():
-            found = summarise(tested.outcome, said, tested.member, plan, patients.params.train.seed)
-            yield from rows_of(found, ours, task, seconds)
+        ours = networks(given, out, name, change, arguments.networks)
+        beside = others if name == OURS else rivals
+        yield from rows_of([ours, *beside], tested, name, seed, task, rivals_too=name == OURS)
+        if arguments.networks > 1:
+            mean = averaged(ours)
+            yield from rows_of([mean, *rivals], tested, mean.model, seed, task, rivals_too=False)
 
 
-def beside_rivals(ours: Numbers, said: Mapping[str, Numbers]) -> dict[str, Numbers]:
-    """Predictions in the place of the network's, and the rivals'."""
-    return {OURS: ours} | {kind: said[kind] for kind in KINDS}
+def networks(patients: RealPatients, out: Path, name: str, change: Mapping[str, object], num: int) -> Entry:
+    """What so many networks with an option say, each with a seed and patients to stop early on of its own."""
+    started, train = time.perf_counter(), patients.params.train
+    said = []
+    for seed in range(num):
+        own = train.model_copy(update={**change, "seed": train.seed + seed})
+        asked = replace(patients, params=patients.params.model_copy(update={"train": own}))
+        said.append(predicted(asked, out, models=(OURS,))[1][OURS])
+    return Entry(name, "all", tuple(said), time.perf_counter() - started)
 
 
 def thinned(patients: RealPatients, labels: int) -> Plan:
@@ -125,35 +132,14 @@ def thinned(patients: RealPatients, labels: int) -> Plan:
     return replace(patients.plan, folds=tuple(folds))
 
 
-def predicted(patients: RealPatients, work: Path, seed: int) -> tuple[OutOfFold, dict[str, Numbers]]:
-    """What every model says of the patients whom its fold tests, going on from the folds that are kept."""
-    train = patients.params.train.model_copy(update={"seed": patients.params.train.seed + seed})
+def predicted(
+    patients: RealPatients, out: Path, models: Sequence[Model] = MODELS
+) -> tuple[OutOfFold, dict[str, Numbers]]:
+    """What some models say of the patients whom each fold tests, going on from the folds kept in `out`."""
+    train, pretrain = patients.params.train, patients.params.pretrain
     return predict_folds(
-        patients.ingest, patients.features, patients.plan, work / "folds", train, patients.params.pretrain
+        patients.ingest, patients.features, patients.plan, out, train, pretrain, models=models
     )
-
-
-def changed(patients: RealPatients, change: Mapping[str, object]) -> Params:
-    """The parameters with an option of the section `train`."""
-    train = patients.params.train.model_copy(update=change)
-    return patients.params.model_copy(update={"train": train})
-
-
-def rows_of(found: FoldsResult, ours: str, task: str, seconds: float) -> Iterator[dict[str, object]]:
-    """A row per model, rivals beside the default network alone, and one per paired lead of `ours`."""
-    common = {"task": task, "subset": "all", "num_patients": found.num_patients, "seconds": seconds}
-    for model in found.models:
-        if model.name == OURS:
-            yield common | {"model": ours, "metric": "auc"} | _fields(model.auc)
-        elif ours == OURS:
-            name, _, subset = model.name.partition(": ")
-            yield common | {"model": name, "subset": subset or "all", "metric": "auc"} | _fields(model.auc)
-    for lead in found.leads:
-        yield common | {"model": f"{ours} over {lead.over}", "metric": "auc_lead"} | _fields(lead.auc)
-
-
-def _fields(it: Interval) -> dict[str, float]:
-    return {"mean": it.value, "low": it.low, "high": it.high}
 
 
 def data_folder(given: Path | None) -> Path:

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from benchmarks.copenhagen import models
 from benchmarks.copenhagen.models import FOREST, Question, by_baseline, by_forest, by_network
 from benchmarks.copenhagen.patients import Task
 from benchmarks.rivals.environments import RivalError
-from benchmarks.rivals.standings import Entry, rows_of
+from benchmarks.rivals.standings import Entry, averaged, rows_of
 from infra.local.stages import key_of, write_whole
 from willis.evaluation.baselines import KINDS, Kind
 from willis.evaluation.folds import OURS, OutOfFold, with_progress
@@ -120,11 +119,11 @@ class Contest:
         tested = OutOfFold.of(plan, known_values(task.frame, TASK))
         rivals = [self._entry(rival, task, plan, tested, dead) for rival in RIVALS]
         ours = self._entry(OURS, task, plan, tested, dead)
-        both = [ours, _averaged(ours)] if len(self.seeds) > 1 else [ours]
+        both = [ours, averaged(ours)] if len(self.seeds) > 1 else [ours]
         for entry in both:
-            found = rows_of([entry, *rivals], tested, entry.model, self.params.seed, task.name)
-            own = [row for row in found if entry is both[-1] or str(row["model"]).startswith(entry.model)]
-            yield from (row | {"num_censored": task.num_censored} for row in own)
+            everybody, last = [entry, *rivals], entry is both[-1]
+            found = rows_of(everybody, tested, entry.model, self.params.seed, task.name, rivals_too=last)
+            yield from (row | {"num_censored": task.num_censored} for row in found)
 
     def _entry(self, model: str, task: Task, plan: Plan, tested: OutOfFold, dead: dict[str, str]) -> Entry:
         if model in dead:
@@ -155,12 +154,6 @@ class Contest:
             OURS: key_of(handed, network, self.params.model_copy(update={"seed": 0}).model_dump_json()),
             FOREST.name: key_of(handed, FOREST.key()),
         } | {kind: key_of(handed, baselines) for kind in KINDS}
-
-
-def _averaged(ours: Entry) -> Entry:
-    """Of each patient the mean of what the networks of the same fold say."""
-    name = f"{ours.model}_mean_of_{len(ours.predictions)}"
-    return Entry(name, ours.subset, (np.mean(ours.predictions, axis=0),), ours.seconds)
 
 
 def _cpu_seconds() -> float:

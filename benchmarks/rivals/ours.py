@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.real_patients import RealPatients
+from benchmarks.real_patients import RealPatients, predicted
 from benchmarks.rivals.standings import Entry
 from willis.errors import CohortError
 from willis.evaluation.baselines import Kind, fact_columns, fit_baseline, table_columns
-from willis.evaluation.folds import OURS, OutOfFold, predict_folds
+from willis.evaluation.folds import OURS, OutOfFold
 from willis.evaluation.metrics import Numbers
 from willis.evaluation.patients import Cohort
 from willis.evaluation.scores import score
@@ -19,8 +19,7 @@ from willis.evaluation.scores import score
 def willis_entry(patients: RealPatients, out: Path) -> Entry:
     """The network as `benchmarks.real_patients` trains and tests it, going on from `out`."""
     started = time.perf_counter()
-    train, pretrain = patients.params.train, patients.params.pretrain
-    _, said = predict_folds(patients.ingest, patients.features, patients.plan, out, train, pretrain)
+    _, said = predicted(patients, out, models=(OURS,))
     return Entry(OURS, "all", (said[OURS],), time.perf_counter() - started)
 
 

@@ -28,8 +28,20 @@ class Entry:
     reason: str = ""
 
 
+def averaged(entry: Entry) -> Entry:
+    """Of each patient the mean of what an entry says in all its seeds."""
+    name = f"{entry.model}_mean_of_{len(entry.predictions)}"
+    return Entry(name, entry.subset, (np.mean(entry.predictions, axis=0),), entry.seconds)
+
+
 def rows_of(
-    entries: Sequence[Entry], tested: OutOfFold, ours: str, seed: int, task: str = TASK
+    entries: Sequence[Entry],
+    tested: OutOfFold,
+    ours: str,
+    seed: int,
+    task: str = TASK,
+    *,
+    rivals_too: bool = True,
 ) -> Iterator[dict[str, object]]:
     """Yield a row per entry, and one per paired lead of ours.
 
@@ -42,6 +54,7 @@ def rows_of(
         ours: the model whose leads are measured.
         seed: of the bootstrap.
         task: what everybody was asked.
+        rivals_too: yield the rivals' own rows, which a second of ours does not need again.
     """
     counts = bootstrap_counts(tested.outcome.size, NUM_BOOTSTRAP, seed)
     areas = {(it.model, it.subset): _mean_area(it, tested, counts) for it in entries if it.predictions}
@@ -49,12 +62,15 @@ def rows_of(
     common = {"task": task, "num_patients": tested.outcome.size}
     for entry in entries:
         own = common | {"subset": entry.subset, "seconds": entry.seconds}
+        shown = rivals_too or entry.model == ours
         if not entry.predictions:
             nothing = {"mean": None, "low": None, "high": None, "reason": entry.reason}
-            yield own | {"model": entry.model, "metric": "auc"} | nothing
+            if shown:
+                yield own | {"model": entry.model, "metric": "auc"} | nothing
             continue
         value, draws = areas[entry.model, entry.subset]
-        yield own | {"model": entry.model, "metric": "auc"} | interval_fields(value, draws)
+        if shown:
+            yield own | {"model": entry.model, "metric": "auc"} | interval_fields(value, draws)
         if lead is not None and entry.model != ours:
             over = {"model": f"{ours} over {entry.model}", "metric": "auc_lead"}
             yield own | over | interval_fields(lead[0] - value, lead[1] - draws)

@@ -6,7 +6,7 @@ that was killed goes on with the first one that is missing, and inside it from i
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
@@ -101,9 +101,15 @@ def evaluate_folds(
 
 
 def predict_folds(
-    ingest: Path, features: Path, plan: Plan, out: Path, params: TrainParams, pretrain: PretrainParams
+    ingest: Path,
+    features: Path,
+    plan: Plan,
+    out: Path,
+    params: TrainParams,
+    pretrain: PretrainParams,
+    models: Sequence[Model] = MODELS,
 ) -> tuple[OutOfFold, dict[str, Numbers]]:
-    """Train what is missing, and read what every model says of the patients whom its fold tests.
+    """Train what is missing, and read what each of some models says of the patients whom its fold tests.
 
     Args:
         ingest: as in `evaluate_folds`, like all others.
@@ -112,6 +118,7 @@ def predict_folds(
         out: folder for the predictions.
         params: section `train`.
         pretrain: section `pretrain`.
+        models: whom to ask.
 
     Returns:
         The tested patients, and model -> (repeats, n) probabilities; the network given fewer modalities, by
@@ -123,7 +130,7 @@ def predict_folds(
     summed = hashlib.sha256(plan.digest().encode() + (ingest / "ingest.json").read_bytes())
     summed.update((features / "training_table.parquet").read_bytes())
     digest = summed.hexdigest()
-    for model, fold in with_progress([(m, f) for f in plan.folds for m in MODELS]):
+    for model, fold in with_progress([(m, f) for f in plan.folds for m in models]):
         path = _path(out, digest, model, fold, params, pretrain)
         if not path.exists():
             work = out / "work" / f"{path.parent.name}-{fold.name}"
@@ -135,7 +142,7 @@ def predict_folds(
             _write(path, rows)
             shutil.rmtree(work, ignore_errors=True)
     tested, found = OutOfFold.of(plan, known_values(cohort.frame, TASK)), dict[str, Numbers]()
-    for model in MODELS:
+    for model in models:
         kept = {f: pd.read_parquet(_path(out, digest, model, f, params, pretrain)) for f in plan.folds}
         found[model] = tested.gathered(kept)
         if model == OURS:
@@ -268,6 +275,7 @@ def _path(
 ) -> Path:
     """Where the predictions of one fold lie; other data, folds or parameters are another place."""
     taught = "" if pretrain.method == "none" else pretrain.model_dump_json()
+    # `by subset`: files of earlier releases lack the columns of subsets, and must not be taken for these.
     said = f"by subset {params.model_dump_json()}{taught}" if model == OURS else str(params.seed)
     digest = hashlib.sha256(f"{data}\0{said}".encode()).hexdigest()[:12]
     return out / "predictions" / f"{model}-{digest}" / f"{fold.name}.parquet"
