@@ -9,6 +9,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from willis.imaging.lesion import Facts
@@ -34,8 +35,7 @@ ASK = "Write the report."
 
 def instruction(params: ReportParams) -> str:
     """Return the system message."""
-    schema = json.dumps(Findings.model_json_schema(), separators=(",", ":"))
-    return INSTRUCTION.format(schema=schema, max_words=params.max_words)
+    return INSTRUCTION.format(schema=_schema(), max_words=params.max_words)
 
 
 def prompt_parts(study: Study, params: ReportParams) -> Iterator[str | Picture]:
@@ -88,6 +88,11 @@ def facts_text(facts: Facts) -> str:
     }
     known = fields | {name: value for name, value in told.items() if value is not None}
     return json.dumps(known, separators=(",", ":")) if known else ""
+
+
+@cache
+def _schema() -> str:
+    return json.dumps(Findings.model_json_schema(), separators=(",", ":"))
 
 
 def _content(part: str | Picture) -> dict[str, Any]:

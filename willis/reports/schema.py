@@ -6,6 +6,7 @@ written from the images alone and must not carry the answer into the question.
 """
 
 import re
+from functools import cache
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -142,10 +143,11 @@ def parse_findings(answer: str | bytes) -> Findings:
         ) from None
 
 
+@cache
 def decodable_schema() -> dict[str, Any]:
     """Return the JSON schema that guides decoding: `Findings` with every field written, in its order.
 
-    A field left out would read as unknown; the model shall say so itself.
+    A field left out would read as unknown; the model shall say so itself. All callers share one schema.
     """
     schema = Findings.model_json_schema()
     for field in schema["properties"].values():
