@@ -117,8 +117,8 @@ class LanguageModelWriter:
             "max_tokens": self._params.max_tokens,
             "response_format": {"type": "json_schema", "json_schema": schema},
         }
-        # `chat.completions.create` looks for fields to rename in every part of the chat, which takes as long as
-        # compressing the pictures; `post` sends the body as it is.
+        # `chat.completions.create` looks for fields to rename in every part of the chat, which takes as long
+        # as compressing the pictures; `post` sends the body as it is.
         client = self._next_client()
         answer = await client.post("/chat/completions", cast_to=ChatCompletion, body=request)
         if not isinstance(answer, ChatCompletion) or not answer.choices:
