@@ -36,6 +36,8 @@ IMAGING: dict[str, PrimitiveFeastType] = {
     "flair_ratio": Float64,
     "dwi_flair_mismatch": Float64,
     "midline_shift_mm": Float64,
+    "flair_dark_share": Float64,
+    "flair_bright_share": Float64,
     "loads": String,
 }
 

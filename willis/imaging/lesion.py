@@ -61,6 +61,8 @@ class Facts(BaseModel):
     flair_ratio: float | None = None
     dwi_flair_mismatch: bool | None = None
     midline_shift_mm: float | None = None
+    flair_dark_share: float | None = None
+    flair_bright_share: float | None = None
     loads: tuple[Load, ...] = ()
 
     def to_row(self) -> dict[str, Any]:

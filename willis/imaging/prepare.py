@@ -1,6 +1,6 @@
 """From a study's files to its codes and facts: the one road of `ingest`, `willis predict` and serving."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -17,6 +17,7 @@ from willis.imaging.lesion import Facts, Lesion, Signals
 from willis.imaging.planes import read_planes
 from willis.imaging.shards import NUM_PLANES, PLANE_SIZE, encode
 from willis.imaging.territory import load_map, template_path
+from willis.imaging.tissue import FlairShares, flair_shares
 from willis.imaging.volume import Volume, read_volume
 from willis.params import IngestParams
 
@@ -98,10 +99,12 @@ def prepare_study(files: StudyFiles, params: IngestParams) -> PreparedStudy:
     placed = _place(volumes, files.in_standard_space, grid, params) if volumes else _NOTHING
     found = _lesion(placed, params)
     on_grid = {s: _on_grid(placed, s, grid, found) for s in placed.volumes}
+    infarct = np.zeros(grid.shape, bool) if found is None else _infarct_on_grid(placed, found, on_grid, grid)
     if found is None:
         facts = lesions.unknown_facts(territories)
     else:
-        facts = lesions.measure(found, territories, _signals(placed, found, on_grid, grid))
+        facts = lesions.measure(found, territories, _signals(placed, found, on_grid, infarct))
+    shares = _flair_shares(placed, on_grid, infarct, planes)
     return PreparedStudy(
         patient_id=files.patient_id,
         study_id=files.study_id,
@@ -109,7 +112,7 @@ def prepare_study(files: StudyFiles, params: IngestParams) -> PreparedStudy:
         sequence_present=np.array([s in on_grid for s in params.sequences], bool),
         planes=planes,
         planes_present=bool(planes.any()),
-        facts=facts,
+        facts=facts.model_copy(update=asdict(shares)),
         registration_quality=placed.quality,
         adc_unit=placed.adc_unit,
         warnings=placed.warnings,
@@ -266,14 +269,18 @@ def _lesion(placed: _Placed, params: IngestParams) -> Lesion | None:
     return lesions.gather(mask, placed.affine("dwi"), volumes["dwi"].voxel_ml, params.min_lesion_ml)
 
 
-def _signals(placed: _Placed, lesion: Lesion, on_grid: dict[Sequence, Float32], grid: Grid) -> Signals:
-    if lesion.num_components == 0:
-        return Signals()
+def _infarct_on_grid(placed: _Placed, lesion: Lesion, on_grid: dict[Sequence, Float32], grid: Grid) -> Bool:
     source: Sequence = "lesion" if "lesion" in placed.volumes else "dwi"
     share = on_grid[source] if source == "lesion" else pour(lesion.index, placed.affine(source), grid)
-    inside = share >= min(0.5, float(share.max()))
+    inside: Bool = (share > 0) & (share >= min(0.5, float(share.max())))
+    return inside
+
+
+def _signals(placed: _Placed, lesion: Lesion, on_grid: dict[Sequence, Float32], infarct: Bool) -> Signals:
+    if lesion.num_components == 0:
+        return Signals()
     ratios = {
-        s: lesions.mirrored_ratio(on_grid[s], inside & (share > 0), placed.brain_on_grid)
+        s: lesions.mirrored_ratio(on_grid[s], infarct, placed.brain_on_grid)
         for s in ("dwi", "flair")
         if s in on_grid
     }
@@ -281,6 +288,15 @@ def _signals(placed: _Placed, lesion: Lesion, on_grid: dict[Sequence, Float32], 
     same = adc is not None and adc.data.shape == lesion.shape
     mean_adc = float(adc.data[tuple(lesion.index.T)].mean()) if adc is not None and same else None
     return Signals(mean_adc, ratios.get("dwi"), ratios.get("flair"))
+
+
+def _flair_shares(
+    placed: _Placed, on_grid: dict[Sequence, Float32], infarct: Bool, planes: UInt8
+) -> FlairShares:
+    """From the volume, or else from the planes, which lost the painted infarct at intake."""
+    if "flair" in on_grid:
+        return flair_shares(on_grid["flair"][placed.brain_on_grid & ~infarct])
+    return flair_shares(planes)
 
 
 def codes_of(values: Float32 | None, brain: Bool, sequence: Sequence, grid: Grid) -> UInt8:
