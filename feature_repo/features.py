@@ -31,6 +31,7 @@ IMAGING: dict[str, PrimitiveFeastType] = {
     "num_lesions": Float64,
     "laterality": String,
     "territory": String,
+    "corticospinal_share": Float64,
     "adc_lesion_mm2_s": Float64,
     "dwi_ratio": Float64,
     "flair_ratio": Float64,

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from willis.imaging.grid import filled_voxels
 from willis.imaging.territory import ArterialMap, Region
+from willis.imaging.tract import corticospinal_share
 from willis.imaging.volume import Volume
 
 Float32 = npt.NDArray[np.float32]
@@ -56,6 +57,7 @@ class Facts(BaseModel):
     num_lesions: int | None = None
     laterality: Laterality | None = None
     territory: Territory | None = None
+    corticospinal_share: float | None = None
     adc_lesion_mm2_s: float | None = None
     dwi_ratio: float | None = None
     flair_ratio: float | None = None
@@ -202,7 +204,7 @@ def measure(lesion: Lesion, territories: ArterialMap, signals: Signals) -> Facts
     )
     if lesion.num_components == 0:
         nothing = Facts(infarct_present=False, volume_ml=0.0, num_lesions=0, laterality="none")
-        return nothing.model_copy(update={"territory": "none", "loads": loads})
+        return nothing.model_copy(update={"territory": "none", "corticospinal_share": 0.0, "loads": loads})
     mismatch = None if signals.flair_ratio is None else signals.flair_ratio < FLAIR_VISIBLE_RATIO
     return Facts(
         infarct_present=True,
@@ -210,6 +212,7 @@ def measure(lesion: Lesion, territories: ArterialMap, signals: Signals) -> Facts
         num_lesions=lesion.num_components,
         laterality=laterality(lesion),
         territory=territory(counts, territories.regions, lesion),
+        corticospinal_share=corticospinal_share(lesion.points_mm, lesion.voxel_ml),
         adc_lesion_mm2_s=signals.adc_mm2_s,
         dwi_ratio=signals.dwi_ratio,
         flair_ratio=signals.flair_ratio,
