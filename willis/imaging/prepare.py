@@ -99,7 +99,7 @@ def prepare_study(files: StudyFiles, params: IngestParams) -> PreparedStudy:
     placed = _place(volumes, files.in_standard_space, grid, params) if volumes else _NOTHING
     found = _lesion(placed, params)
     on_grid = {s: _on_grid(placed, s, grid, found) for s in placed.volumes}
-    infarct = np.zeros(grid.shape, bool) if found is None else _infarct_on_grid(placed, found, on_grid, grid)
+    infarct = _infarct_on_grid(placed, found, on_grid, grid)
     if found is None:
         facts = lesions.unknown_facts(territories)
     else:
@@ -269,7 +269,11 @@ def _lesion(placed: _Placed, params: IngestParams) -> Lesion | None:
     return lesions.gather(mask, placed.affine("dwi"), volumes["dwi"].voxel_ml, params.min_lesion_ml)
 
 
-def _infarct_on_grid(placed: _Placed, lesion: Lesion, on_grid: dict[Sequence, Float32], grid: Grid) -> Bool:
+def _infarct_on_grid(
+    placed: _Placed, lesion: Lesion | None, on_grid: dict[Sequence, Float32], grid: Grid
+) -> Bool:
+    if lesion is None:
+        return np.zeros(grid.shape, bool)
     source: Sequence = "lesion" if "lesion" in placed.volumes else "dwi"
     share = on_grid[source] if source == "lesion" else pour(lesion.index, placed.affine(source), grid)
     inside: Bool = (share > 0) & (share >= min(0.5, float(share.max())))
