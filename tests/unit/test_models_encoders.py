@@ -19,9 +19,9 @@ from willis.models.losses import total_loss
 from willis.models.network import NetworkConfig, TrimodalNetwork
 from willis.models.pretrained import ENCODER, LAST_MAP, save_encoder
 from willis.models.swin import SwinPair, window_of
-from willis.models.vision import ENCODERS, ImageEncoderName, VolumeEncoder
+from willis.models.vision import ENCODERS, Block, ImageEncoderName, VolumeEncoder, channels_last
 from willis.params import PretrainParams, TrainParams
-from willis.training.loop import World, fit
+from willis.training.loop import World, fit, reuse_freed_memory
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -234,3 +234,20 @@ def test_ddp_takes_a_frozen_encoder_without_looking_for_unused_parameters(tmp_pa
         assert frozen and all(name.startswith("image.volume.") for name in frozen)
     finally:
         dist.destroy_process_group()
+
+
+def test_a_grid_of_two_places_learns_in_bfloat16_whatever_lay_in_memory_before() -> None:
+    """torch's own gradient of a depthwise weight holds freed memory there."""
+    reuse_freed_memory()
+    block = Block(64, 3)
+    tokens = channels_last(torch.randn(23, 64, 2, 2, 2, generator=torch.Generator().manual_seed(1)))
+    for _ in range(20):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed = block(tokens)
+        sizes = [4**power for power in range(3, 10) for _ in range(4)]
+        freed = [torch.full((size,), float("nan"), dtype=torch.bfloat16) for size in sizes]
+        del freed
+        mixed.float().square().mean().backward()
+        assert all(
+            torch.isfinite(weight.grad).all() for weight in block.parameters() if weight.grad is not None
+        )

@@ -7,6 +7,7 @@ eq. 2), without a gradient over every voxel of the batch.
 """
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -114,8 +115,16 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, width, grid...) to the same; channels are last in memory throughout."""
-        mixed: Tensor = self.mlp(self.norm(self.space(tokens).movedim(1, -1)))
+        mixed: Tensor = self.mlp(self.norm(self._spread(tokens).movedim(1, -1)))
         return tokens + mixed.movedim(-1, 1)
+
+    def _spread(self, tokens: Tensor) -> Tensor:
+        # torch 2.13 on a CPU: where the first axis has two places, a depthwise weight's gradient in bfloat16
+        # holds memory that nobody wrote.
+        narrow = tokens.shape[2] == 2 and tokens.device.type == "cpu"
+        with torch.autocast(tokens.device.type, enabled=False) if narrow else nullcontext():
+            spread: Tensor = self.space(tokens.float() if narrow else tokens)
+        return spread
 
 
 def mixing(size: EncoderSize, width: int, grid: tuple[int, ...]) -> nn.Module:
