@@ -52,7 +52,7 @@ OPTIONS = {
 def main() -> None:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    add_size_arguments(parser, "ceiling", patients=2000)
+    add_size_arguments(parser, "variants", patients=2000)
     parser.add_argument("--fusions", nargs="*", choices=FUSIONS, default=list(FUSIONS))
     parser.add_argument("--losses", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--options", nargs="*", choices=OPTIONS, default=list(OPTIONS))

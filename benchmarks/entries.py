@@ -80,6 +80,12 @@ ENTRIES = (
         "how it fares where modalities are missing for a reason that has to do with the outcome.",
     ),
     Entry(
+        "calibration",
+        "What a probability and a prediction set are worth",
+        "Shows, on synthetic patients and over seeds, whether probabilities and sets keep what they promise, "
+        "whatever is missing and in whichever group. It cannot show that they do in another hospital.",
+    ),
+    Entry(
         "pretraining",
         "Pre-training along the number of labelled patients",
         "Shows what pre-training on unlabelled volumes is worth on synthetic patients. It cannot show "

@@ -238,7 +238,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str, labels: list[int],
     parser.add_argument("--labels", type=int, nargs="+", default=labels)
 
 
-def add_size_arguments(parser: argparse.ArgumentParser, name: str, patients: int) -> None:
+def add_size_arguments(parser: argparse.ArgumentParser, name: str, patients: int, seeds: int = 3) -> None:
     """Add where a benchmark works, on how many patients, how often."""
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--work", type=Path, default=Path("build/bench") / name)
@@ -246,7 +246,7 @@ def add_size_arguments(parser: argparse.ArgumentParser, name: str, patients: int
     parser.add_argument("--preset", default="published", help="of the synthetic cohort")
     parser.add_argument("--patients", type=int, default=patients, help="of the cohort")
     parser.add_argument("--tested", type=int, default=1000, help="of them; the others are the pool")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--epochs", type=int, help="of training; params.yaml otherwise")
 
 
@@ -263,13 +263,11 @@ def train_params(params: Params, arguments: argparse.Namespace) -> TrainParams:
     return params.train.model_copy(update={"epochs": arguments.epochs} if arguments.epochs else {})
 
 
-def tell(
-    rows: list[dict[str, object]], path: Path | None, arguments: argparse.Namespace | None = None
-) -> None:
+def tell(rows: list[dict[str, object]], path: Path | None, arguments: argparse.Namespace) -> None:
     """Print a table; write JSON where it is asked for."""
-    table = Table("task", "subset", "model", "AUC", "95 % interval")
+    table = Table("task", "subset", "model", "metric", "mean", "95 % interval")
     for row in rows:
-        words = [str(row[name]) for name in ("task", "subset", "model")]
+        words = [str(row[name]) for name in ("task", "subset", "model", "metric")]
         table.add_row(*words, *mean_and_interval(row))
     Console().print(table)
     if path:

@@ -28,7 +28,7 @@ ONE, OWN = "one model", "model of its own"
 def main() -> None:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    add_size_arguments(parser, "missing", patients=2000)
+    add_size_arguments(parser, "variants", patients=2000)
     arguments = parser.parse_args()
     bench = Bench.prepare(arguments)
     tell(list(measure(bench)), arguments.json, arguments)

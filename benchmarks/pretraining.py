@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="an arm each")
     parser.add_argument("--pretrain-epochs", type=int, help="of pre-training; params.yaml otherwise")
     arguments = parsed(parser)
-    tell(curve(arguments).measure(arguments.labels, arguments.seeds), arguments.json)
+    tell(curve(arguments).measure(arguments.labels, arguments.seeds), arguments.json, arguments)
 
 
 def curve(arguments: argparse.Namespace) -> Curve:

@@ -108,8 +108,9 @@ def figure_rows(
 def mean_and_interval(row: Mapping[str, Any]) -> tuple[str, str]:
     """The two cells of a row in a table on the screen; the reason where there is no figure."""
     if row["mean"] is None:
-        return "-", str(row["reason"])
-    return f"{row['mean']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}"
+        return "-", str(row.get("reason", "-"))
+    interval = f"{row['low']:.3f} to {row['high']:.3f}" if "low" in row else "-"
+    return f"{row['mean']:.3f}", interval
 
 
 def _command() -> str:

@@ -45,19 +45,29 @@ Scores = dict[str, list[Numbers]]
 
 @dataclass(frozen=True)
 class Variant:
-    """One network: its name in files and rows, and what it changes in `train`."""
+    """One network: its name in files and rows, what it changes in `train`, and on how many of the pool."""
 
     name: str
     changes: Mapping[str, object] = field(default_factory=dict)
+    labels: int | None = None
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a trained network is asked about, and the rows of all patients to learn from for its rivals."""
+    """What a trained network is asked about.
+
+    Attributes:
+        tested: the same for every variant and seed.
+        learned: rows of all patients to learn from, for its rivals.
+        validation: those of them whom the network stopped early on.
+        left_out: patients of the pool whom this variant did without.
+    """
 
     predictor: Predictor
     tested: evaluated.Patients
     learned: pd.DataFrame
+    validation: evaluated.Patients
+    left_out: evaluated.Patients
     seed: int
 
 
@@ -107,6 +117,10 @@ class Bench:
         """Rows of the training table in this order."""
         return self.frame.set_index("patient_id", drop=False).loc[list(patients)].reset_index(drop=True)
 
+    def asked_about(self, patients: Iterable[str]) -> evaluated.Patients:
+        """The same patients with their cases."""
+        return evaluated.Cohort.read(self.ingest, self.features).patients(self.rows_of(patients))
+
     def scores(self, variant: Variant, ask: Ask) -> Scores:
         """Train a variant with every seed, unless that was done, and ask it."""
         frames = [self._answers(variant, seed, ask) for seed in range(self.seeds)]
@@ -125,14 +139,14 @@ class Bench:
     ) -> dict[str, object]:
         """AUC of one score, averaged over seeds, with its interval."""
         value, draws = mean_area(self.outcome, scores, self.counts)
-        return self._fields(task, model, subset, "auc", seconds) | interval_fields(value, draws)
+        return self.fields(task, model, subset, "auc", seconds) | interval_fields(value, draws)
 
     def lead(
         self, task: str, models: tuple[str, str], subset: str, scores: tuple[list[Numbers], list[Numbers]]
     ) -> dict[str, object]:
         """AUC of the first less that of the second on the same resamples."""
         (value, draws), (other, other_draws) = (mean_area(self.outcome, s, self.counts) for s in scores)
-        named = self._fields(task, " over ".join(models), subset, "auc_lead", 0.0)
+        named = self.fields(task, " over ".join(models), subset, "auc_lead", 0.0)
         return named | interval_fields(value - other, draws - other_draws)
 
     def refuse_leaks(self, scores: Scores) -> None:
@@ -147,7 +161,8 @@ class Bench:
             results = {name: values[min(seed, len(values) - 1)] for name, values in scores.items()}
             refuse_leaks(truth, self.outcome, results, self.counts)
 
-    def _fields(self, task: str, model: str, subset: str, metric: str, seconds: float) -> dict[str, object]:
+    def fields(self, task: str, model: str, subset: str, metric: str, seconds: float) -> dict[str, object]:
+        """What every row has, but for its figure."""
         return {
             "task": task, "model": model, "subset": subset, "metric": metric,
             "num_patients": self.outcome.size, "seconds": seconds,
@@ -163,15 +178,23 @@ class Bench:
     def _train(self, variant: Variant, seed: int, ask: Ask, path: Path) -> None:
         started, before = time.perf_counter(), time.process_time()
         params = self.train.model_copy(update={"seed": seed, **variant.changes})
-        split = self.patients.split(Cell(len(self.patients.pool), variant.name, "", seed))
+        pool = self.patients.pool
+        labels = len(pool) if variant.labels is None else variant.labels
+        split = self.patients.split(Cell(labels, variant.name, "", seed))
         part, cache = path.with_suffix(".part"), self.work / "embeddings"
         predictor = train_fold(self.ingest, self.features, split, part, cache, params)
-        tested = evaluated.Cohort.read(self.ingest, self.features).patients(
-            self.rows_of(self.patients.tested)
+        validation = [patient for patient in pool if split.get(patient) == "validation"]
+        asked = Asked(
+            predictor=predictor,
+            tested=self.asked_about(self.patients.tested),
+            learned=self.rows_of(patient for patient in pool if patient in split),
+            validation=self.asked_about(validation),
+            left_out=self.asked_about(patient for patient in pool if patient not in split),
+            seed=seed,
         )
-        answers = ask(Asked(predictor, tested, self.rows_of(self.patients.pool), seed))
+        answers = ask(asked)
         partial = path.with_suffix(".partial")
-        tested.frame[["patient_id"]].assign(**answers).to_parquet(partial, index=False)
+        asked.tested.frame[["patient_id"]].assign(**answers).to_parquet(partial, index=False)
         spent = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - before}
         write_whole(path.with_suffix(".json"), json.dumps(spent))
         partial.replace(path)

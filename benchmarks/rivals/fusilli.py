@@ -13,6 +13,7 @@ from fusilli.fusionmodels.tabularfusion.concat_feature_maps import ConcatTabular
 from fusilli.fusionmodels.tabularfusion.crossmodal_att import TabularCrossmodalMultiheadAttention
 from fusilli.fusionmodels.tabularfusion.decision import TabularDecision
 from fusilli.train import train_and_save_models
+from lightning.pytorch.callbacks import EarlyStopping
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -25,14 +26,15 @@ FUSIONS = (
     TabularChannelWiseMultiAttention,
     TabularCrossmodalMultiheadAttention,
 )
+BATCH_SIZE = 32
 MODALITIES = ((("table", "facts"), ("text",), ("image",)), (("table",), ("facts",)))
 """Blocks of each of fusilli's tables: where report and images are given, and where they are not."""
 
 
 def candidates(_: np.random.Generator) -> Iterator[Settings]:
-    """Yield each fusion in turn, as the library sets it, then each with larger batches."""
-    for batch_size in (32, 128):
-        yield from ({"fusion": fusion, "batch_size": batch_size} for fusion in FUSIONS)
+    """Yield each fusion with little patience, for the library keeps the last epoch; then with its own."""
+    for patience in (2, 15):
+        yield from ({"fusion": fusion, "patience": patience} for fusion in FUSIONS)
 
 
 def fit(settings: Settings, part: Part) -> tuple[Numbers, Numbers]:
@@ -51,7 +53,8 @@ def fit(settings: Settings, part: Part) -> tuple[Numbers, Numbers]:
             fusion_model=settings["fusion"],
             data_paths=paths,
             output_paths=dict.fromkeys(("checkpoints", "figures", "losses"), folder),
-            batch_size=settings["batch_size"],
+            batch_size=BATCH_SIZE,
+            own_early_stopping_callback=EarlyStopping("val_loss", patience=settings["patience"]),
             test_indices=list(range(len(part.train), len(known))),
         )
         (trained,) = train_and_save_models(
@@ -81,7 +84,7 @@ def _written(folder: Path, tables: list[Numbers], outcome: Numbers) -> dict[str,
     for number, values in enumerate(tables, start=1):
         path = folder / f"tabular{number}.csv"
         frame = pd.DataFrame(values, columns=[f"x{k}" for k in range(values.shape[1])])
-        frame.assign(study_id=range(len(frame)), pred_label=outcome).to_csv(path, index=False)
+        frame.assign(ID=range(len(frame)), prediction_label=outcome).to_csv(path, index=False)
         paths[f"tabular{number}"] = str(path)
     return paths
 
