@@ -41,10 +41,34 @@ ENTRIES = (
         "score is the registry's.",
     ),
     Entry(
+        "real_patients_labels",
+        "The same on fewer patients",
+        "Shows how far 100, 200 and 300 patients to learn from lie behind all of them, for the network and for "
+        "its rivals. It cannot show where the curves go beyond 400.",
+        module="real_patients",
+        options="--networks 1 --options --labels 100 200 300",
+    ),
+    Entry(
+        "real_patients_options",
+        "The same with options of the network",
+        "Shows what an option of params.yaml is worth on the same folds, beside one network without it. It cannot "
+        "show what several seeds would.",
+        module="real_patients",
+        options="--networks 1 --labels",
+    ),
+    Entry(
         "rivals",
         "Rivals from outside, on the same real patients",
         "Shows how the network compares with other people's software on the same folds, columns and "
         "budget of CPU time. It cannot show what a rival would reach with more time or another hand.",
+    ),
+    Entry(
+        "rivals_neural",
+        "Neural rivals from outside, with the time that the network takes",
+        "Shows what fusilli and AutoGluon-MultiModal reach on the same folds and columns, with about the CPU "
+        "time of one network. It cannot show what they would reach with weights from a hub, or on a GPU.",
+        module="rivals",
+        options="--rivals willis fusilli autogluon --subsets all --seeds 1 --budget 120",
     ),
     Entry(
         "nihss",
