@@ -43,16 +43,16 @@ ENTRIES = (
     Entry(
         "real_patients_labels",
         "The same on fewer patients",
-        "Shows how far 100, 200 and 300 patients to learn from lie behind all of them, for the network and for "
-        "its rivals. It cannot show where the curves go beyond 400.",
+        "Shows how far 100, 200 and 300 patients to learn from lie behind all of them, for the network and "
+        "for its rivals. It cannot show where the curves go beyond 400.",
         module="real_patients",
         options="--networks 1 --options --labels 100 200 300",
     ),
     Entry(
         "real_patients_options",
         "The same with options of the network",
-        "Shows what an option of params.yaml is worth on the same folds, beside one network without it. It cannot "
-        "show what several seeds would.",
+        "Shows what an option of params.yaml is worth on the same folds, beside one network without it. It "
+        "cannot show what several seeds would.",
         module="real_patients",
         options="--networks 1 --labels",
     ),
