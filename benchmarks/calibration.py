@@ -101,12 +101,12 @@ def measure(bench: Bench, answers: Scores, seconds: float) -> Rows:
 
 
 def calibration_error(outcome: Numbers, said: list[Numbers]) -> dict[str, object]:
-    """ECE and that of a perfect model, means over seeds, and in how many seeds it is no larger."""
+    """ECE and that of a perfect model, means of what was said each time, and how often it is no larger."""
     found = np.array([expected_calibration_error(outcome, p) for p in said])
     perfect = np.array([ece_of_perfect_model(p) for p in said])
     within = int((found <= perfect).sum())
     return {
-        "mean": float(found.mean()), "perfect_95": float(perfect.mean()), "seeds_within": within,
+        "mean": float(found.mean()), "perfect_95": float(perfect.mean()), "times_within": within,
     }  # fmt: skip
 
 

@@ -10,7 +10,8 @@ network sets 15 % of its training patients aside. Killed, it goes on with the fi
 With several networks (`--networks`), each has a seed and patients to stop early on of its own: their AUCs are
 averaged, and beside that stands the AUC of the mean of what they say. Further: the first of them given fewer
 modalities; options of params.yaml (`--options`); and everything on fewer training patients (`--labels`), for
-what more patients would bring.
+what more patients would bring. ECE is of the probabilities as each model gives them, beside `perfect 95`:
+what a perfectly calibrated model of these very probabilities stays below in 95 % of samples.
 
 The outcome is the registry's Rankin score, read by others as the one at discharge, not at 90 days. A result
 on this folder is a result on these patients.
@@ -27,6 +28,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.calibration import calibration_error
 from benchmarks.prepared import prepared
 from benchmarks.results import mean_and_interval, write_results
 from benchmarks.rivals.standings import Entry, averaged, rows_of
@@ -100,10 +102,12 @@ def measure(
     for name, change in ({OURS: dict[str, object]()} | options).items():
         ours = networks(given, out, name, change, arguments.networks)
         beside = others if name == OURS else rivals
+        means = [averaged(ours)] if arguments.networks > 1 else []
         yield from rows_of([ours, *beside], tested, name, seed, task, rivals_too=name == OURS)
-        if arguments.networks > 1:
-            mean = averaged(ours)
+        for mean in means:
             yield from rows_of([mean, *rivals], tested, mean.model, seed, task, rivals_too=False)
+        for entry in (ours, *means, *(rivals if name == OURS else ())):
+            yield calibration_row(entry, tested, task)
 
 
 def networks(patients: RealPatients, out: Path, name: str, change: Mapping[str, object], num: int) -> Entry:
@@ -115,6 +119,13 @@ def networks(patients: RealPatients, out: Path, name: str, change: Mapping[str, 
         asked = replace(patients, params=patients.params.model_copy(update={"train": own}))
         said.append(predicted(asked, out, models=(OURS,))[1][OURS])
     return Entry(name, "all", tuple(said), time.perf_counter() - started)
+
+
+def calibration_row(entry: Entry, tested: OutOfFold, task: str) -> dict[str, object]:
+    """ECE of what an entry says out of fold, the mean over seeds and repeats, beside a perfect model's."""
+    said = [p for repeats in entry.predictions for p in repeats]
+    common = {"task": task, "model": entry.model, "subset": entry.subset, "metric": "ece", "seconds": 0.0}
+    return common | {"num_patients": tested.outcome.size} | calibration_error(tested.outcome, said)
 
 
 def thinned(patients: RealPatients, labels: int) -> Plan:

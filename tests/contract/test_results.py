@@ -106,7 +106,7 @@ def test_a_figure_that_is_marked_is_the_one_that_was_measured(block: Block) -> N
     rows = [named_row(name) for name in block.named]
     assert len(block.quoted) == len(rows), f"{len(rows)} rows are named, the figures are {block.quoted}"
     for figures, row in zip(block.quoted, rows, strict=True):
-        measured = [as_docs_write_it(value) for value in (row.mean, row.low, row.high)]
+        measured = [as_docs_write_it(it) for it in (row.mean, row.low, row.high) if it is not None]
         assert list(figures) == measured[: len(figures)], f"{row.model}, {row.metric}"
 
 

@@ -53,6 +53,6 @@ def test_a_perfect_model_stays_within_what_chance_allows_and_an_overconfident_on
 
     found = calibration_error(outcome, [perfect, overconfident])
 
-    assert found["seeds_within"] == 1
+    assert found["times_within"] == 1
     slopes = [mean_slope(outcome, [p])["mean"] for p in (perfect, overconfident)]
     assert slopes == pytest.approx([1.0, 1 / 3], abs=0.2)
