@@ -2,32 +2,34 @@
 
     python -m benchmarks.calibration --json out.json
 
-The network of params.yaml, as in benchmarks/variants.py: 1,000 patients to learn from, 1,000 tested. Every
-seed sets 15 % of the pool aside for the conformal quantile alone; temperature and quantile are fitted as
-`willis evaluate` fits them. Then, for each subset of the modalities:
+The network of params.yaml on the cohort of benchmarks/variants.py. Every seed deals the patients anew: 1,000
+are tested, of the others 15 % are set aside for the conformal quantile alone. Temperature and quantile are
+fitted as `willis evaluate` fits them. Then, for each subset of the modalities:
 
     ece       expected calibration error, the mean over seeds, beside `perfect 95`: what a perfectly
               calibrated model of these very probabilities stays below in 95 % of samples
     slope     of the outcome on the log-odds; 1 is perfect, less is overconfidence
     coverage  share of patients whose set holds their true class, the mean over seeds; 90 % is promised
 
-and coverage once more, given everything, by subgroup. Coverage wobbles with the calibration patients and with
-the tested ones: intervals resample seeds and patients. A group fails where its 99 % interval excludes 90 %.
+and coverage once more, given everything, by subgroup. Coverage wobbles with the patients whom the quantile is
+fitted on and with those tested: intervals resample deals and patients. A group fails where its 99 % interval
+excludes 90 %.
 
 The default size is one for a night on two cores; `--patients 60 --tested 20 --seeds 2 --epochs 1` shows that
 it runs.
 """
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from numpy.random import default_rng
+import pandas as pd
 
-from benchmarks.learning_curve import add_size_arguments, tell
+from benchmarks.learning_curve import NUM_BOOTSTRAP, add_size_arguments, tell
 from benchmarks.missing import SUBSETS
-from benchmarks.variants import Asked, Bench, Scores, Variant
+from benchmarks.variants import Asked, Bench, Variant
 from willis.evaluation.calibration import (
     ece_of_perfect_model,
     expected_calibration_error,
@@ -35,7 +37,7 @@ from willis.evaluation.calibration import (
 )
 from willis.evaluation.conformal import SUBGROUP_CONFIDENCE, covered
 from willis.evaluation.fitting import Labelled, fit_calibration
-from willis.evaluation.metrics import Numbers, percentile_interval
+from willis.evaluation.metrics import Numbers, bootstrap_counts, percentile_interval
 from willis.evaluation.patients import Patients
 from willis.evaluation.subgroups import groups_of
 from willis.inference import Predictor
@@ -51,6 +53,23 @@ MIN_GROUP = 10
 Rows = Iterator[dict[str, object]]
 
 
+@dataclass(frozen=True)
+class Deal:
+    """One seed: who was tested, and what a calibrated network said of them.
+
+    Attributes:
+        frame: rows of the training table.
+        outcome: (n,) 1 poor, 0 good.
+        said: subset -> (n,) calibrated probabilities.
+        quantile: of the prediction sets.
+    """
+
+    frame: pd.DataFrame
+    outcome: Numbers
+    said: Mapping[str, Numbers]
+    quantile: float
+
+
 def main() -> None:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -58,10 +77,16 @@ def main() -> None:
     arguments = parser.parse_args()
     bench = Bench.prepare(arguments)
     num_pool = len(bench.patients.pool)
-    variant = Variant("calibrated", labels=num_pool - round(HELD_OUT * num_pool))
-    answers = bench.scores(variant, calibrated)
-    tell([*measure(bench, answers, bench.seconds(variant))], arguments.json, arguments)
-    print(f"{bench.cpu_hours([variant]):.2f} CPU hours, earlier starts included")
+    deals, seconds, hours = [], 0.0, 0.0
+    for seed in range(arguments.seeds):
+        own = replace(bench, patients=bench.patients.dealt(seed), seeds=1)
+        variant = Variant(f"deal {seed}", {"seed": seed}, labels=num_pool - round(HELD_OUT * num_pool))
+        said = {name: scores[0] for name, scores in own.scores(variant, calibrated).items()}
+        quantile = float(said.pop(QUANTILE)[0])
+        deals.append(Deal(own.rows_of(own.patients.tested), own.outcome, said, quantile))
+        seconds, hours = seconds + own.seconds(variant), hours + own.cpu_hours([variant])
+    tell([*measure(deals, seconds)], arguments.json, arguments)
+    print(f"{hours:.2f} CPU hours, earlier starts included")
 
 
 def calibrated(asked: Asked) -> dict[str, Numbers]:
@@ -84,62 +109,77 @@ def labelled(predictor: Predictor, patients: Patients) -> Labelled:
     return Labelled(patients.outcome, predictor.probabilities(predictor.encode(patients.cases)))
 
 
-def measure(bench: Bench, answers: Scores, seconds: float) -> Rows:
+def measure(deals: Sequence[Deal], seconds: float) -> Rows:
     """A row per subset and metric, and one per subgroup."""
-    outcome = bench.outcome
-    quantiles = [float(quantile[0]) for quantile in answers[QUANTILE]]
-    everybody = np.ones(outcome.size, bool)
+    everybody = [np.ones(deal.outcome.size, bool) for deal in deals]
     for subset in map("+".join, SUBSETS):
-        said = answers[subset]
-        own = bench.fields(TASK, OURS, subset, "ece", seconds if subset == ALL else 0.0)
-        yield own | calibration_error(outcome, said)
-        yield own | {"metric": "slope", "seconds": 0.0} | mean_slope(outcome, said)
-        inside = np.array([covered(outcome, p, q) for p, q in zip(said, quantiles, strict=True)])
-        yield own | {"metric": "coverage", "seconds": 0.0} | coverage(inside, everybody, bench.counts)
+        own = {
+            "task": TASK, "model": OURS, "subset": subset, "num_patients": deals[0].outcome.size, "seconds": 0.0,
+        }  # fmt: skip
+        pairs = [(deal.outcome, deal.said[subset]) for deal in deals]
+        spent = {"seconds": seconds if subset == ALL else 0.0}
+        yield own | spent | {"metric": "ece"} | calibration_error(pairs)
+        yield own | {"metric": "slope"} | mean_slope(pairs)
+        yield own | {"metric": "coverage"} | coverage(deals, subset, everybody)
         if subset == ALL:
-            yield from by_group(bench, inside)
+            yield from by_group(deals, own)
 
 
-def calibration_error(outcome: Numbers, said: list[Numbers]) -> dict[str, object]:
-    """ECE and that of a perfect model, means of what was said each time, and how often it is no larger."""
-    found = np.array([expected_calibration_error(outcome, p) for p in said])
-    perfect = np.array([ece_of_perfect_model(p) for p in said])
+def calibration_error(pairs: Sequence[tuple[Numbers, Numbers]]) -> dict[str, object]:
+    """ECE and that of a perfect model, means over pairs, and how often it is no larger.
+
+    Args:
+        pairs: outcomes and probabilities, (n,) each.
+    """
+    found = np.array([expected_calibration_error(outcome, p) for outcome, p in pairs])
+    perfect = np.array([ece_of_perfect_model(p) for _, p in pairs])
     within = int((found <= perfect).sum())
-    return {
-        "mean": float(found.mean()), "perfect_95": float(perfect.mean()), "times_within": within,
-    }  # fmt: skip
+    return {"mean": float(found.mean()), "perfect_95": float(perfect.mean()), "times_within": within}
 
 
-def mean_slope(outcome: Numbers, said: list[Numbers]) -> dict[str, object]:
-    """Mean calibration slope of the seeds that have one."""
-    slopes = [slope for p in said if (slope := slope_and_intercept(outcome, p)[0]) is not None]
+def mean_slope(pairs: Sequence[tuple[Numbers, Numbers]]) -> dict[str, object]:
+    """Mean calibration slope of the pairs that have one."""
+    slopes = [slope for pair in pairs if (slope := slope_and_intercept(*pair)[0]) is not None]
     return {"mean": float(np.mean(slopes)) if slopes else None}
 
 
-def by_group(bench: Bench, inside: npt.NDArray[np.bool_]) -> Rows:
-    """Coverage of every subgroup that is large enough to tell."""
-    for group, level, member in groups_of(bench.rows_of(bench.patients.tested)):
-        if member.sum() < MIN_GROUP:
+def by_group(deals: Sequence[Deal], own: Mapping[str, object]) -> Rows:
+    """Coverage of every subgroup that is large enough to tell in the mean deal."""
+    groups = [{(name, level): member for name, level, member in groups_of(deal.frame)} for deal in deals]
+    for name, level in sorted(set().union(*groups)):
+        members = [
+            found.get((name, level), np.zeros(deal.outcome.size, bool))
+            for found, deal in zip(groups, deals, strict=True)
+        ]
+        num_patients = float(np.mean([member.sum() for member in members]))
+        if num_patients < MIN_GROUP:
             continue
-        own = bench.fields(f"{TASK}, {group} {level}", OURS, ALL, "coverage", 0.0)
-        yield own | {"num_patients": int(member.sum())} | coverage(inside, member, bench.counts)
+        told = {"task": f"{TASK}, {name} {level}", "metric": "coverage", "num_patients": round(num_patients)}
+        yield {**own, **told} | coverage(deals, ALL, members)
 
 
 def coverage(
-    inside: npt.NDArray[np.bool_], member: npt.NDArray[np.bool_], counts: Numbers
-) -> Mapping[str, float]:
-    """Mean over seeds and patients of a group, with intervals that resample both.
+    deals: Sequence[Deal], subset: str, members: Sequence[npt.NDArray[np.bool_]]
+) -> dict[str, object]:
+    """Mean over deals of a group's coverage, with intervals that resample deals and patients.
+
+    A patient who is tested in several deals is one patient, who is drawn with all that was said.
 
     Args:
-        inside: (seeds, n) the set holds the true class.
-        member: (n,) who belongs to the group.
-        counts: (b, n) resamples of the patients.
+        deals: of the same cohort.
+        subset: what the network was given.
+        members: per deal (n,) who belongs to the group.
     """
-    num_seeds = len(inside)
-    dealt = default_rng(7).multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), len(counts))
-    weights = counts[:, member]
-    draws = (weights * (dealt / num_seeds @ inside[:, member])).sum(axis=1) / weights.sum(axis=1)
-    value = float(inside[:, member].mean())
+    patients = sorted(set().union(*(deal.frame["patient_id"] for deal in deals)))
+    held, inside = np.zeros((2, len(deals), len(patients)))
+    for row, (deal, member) in enumerate(zip(deals, members, strict=True)):
+        at = np.searchsorted(patients, deal.frame["patient_id"].to_numpy(str))
+        held[row, at] = member
+        inside[row, at] = member & covered(deal.outcome, deal.said[subset], deal.quantile)
+    counts = bootstrap_counts(len(patients), NUM_BOOTSTRAP, seed=7)
+    times = np.random.default_rng(7).multinomial(len(deals), np.full(len(deals), 1 / len(deals)), len(counts))
+    draws = (counts * (times @ inside)).sum(axis=1) / (counts * (times @ held)).sum(axis=1)
+    value = float(inside.sum() / held.sum())
     narrow, wide = (percentile_interval(value, draws, c) for c in (0.95, SUBGROUP_CONFIDENCE))
     return {
         "mean": value, "low": narrow.low, "high": narrow.high, "low_99": wide.low, "high_99": wide.high,

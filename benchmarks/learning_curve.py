@@ -13,7 +13,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +94,13 @@ class Patients:
         outcome = dict(zip(names, poor, strict=True))
         patients = sorted(outcome)
         return cls(tuple(patients[num_tested:]), tuple(patients[:num_tested]), outcome)
+
+    def dealt(self, seed: int) -> "Patients":
+        """The same patients, as many tested, drawn by a seed."""
+        order = np.random.default_rng([seed, 2]).permutation(sorted(self.outcome))
+        num_tested = len(self.tested)
+        tested, pool = (tuple(sorted(map(str, part))) for part in np.split(order, [num_tested]))
+        return replace(self, pool=pool, tested=tested)
 
     def split(self, cell: Cell) -> dict[str, str]:
         """Say who is in which split of one run; all arms have the same."""

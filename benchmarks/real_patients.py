@@ -123,9 +123,9 @@ def networks(patients: RealPatients, out: Path, name: str, change: Mapping[str, 
 
 def calibration_row(entry: Entry, tested: OutOfFold, task: str) -> dict[str, object]:
     """ECE of what an entry says out of fold, the mean over seeds and repeats, beside a perfect model's."""
-    said = [p for repeats in entry.predictions for p in repeats]
+    said = [(tested.outcome, p) for repeats in entry.predictions for p in repeats]
     common = {"task": task, "model": entry.model, "subset": entry.subset, "metric": "ece", "seconds": 0.0}
-    return common | {"num_patients": tested.outcome.size} | calibration_error(tested.outcome, said)
+    return common | {"num_patients": tested.outcome.size} | calibration_error(said)
 
 
 def thinned(patients: RealPatients, labels: int) -> Plan:
