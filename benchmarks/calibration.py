@@ -113,9 +113,8 @@ def measure(deals: Sequence[Deal], seconds: float) -> Rows:
     """A row per subset and metric, and one per subgroup."""
     everybody = [np.ones(deal.outcome.size, bool) for deal in deals]
     for subset in map("+".join, SUBSETS):
-        own = {
-            "task": TASK, "model": OURS, "subset": subset, "num_patients": deals[0].outcome.size, "seconds": 0.0,
-        }  # fmt: skip
+        num_tested = deals[0].outcome.size
+        own = {"task": TASK, "model": OURS, "subset": subset, "num_patients": num_tested, "seconds": 0.0}
         pairs = [(deal.outcome, deal.said[subset]) for deal in deals]
         spent = {"seconds": seconds if subset == ALL else 0.0}
         yield own | spent | {"metric": "ece"} | calibration_error(pairs)
