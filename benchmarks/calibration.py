@@ -28,14 +28,14 @@ import numpy.typing as npt
 import pandas as pd
 
 from benchmarks.learning_curve import NUM_BOOTSTRAP, add_size_arguments, tell
-from benchmarks.missing import SUBSETS
+from benchmarks.missing import SUBSETS, answers
 from benchmarks.variants import Asked, Bench, Variant
 from willis.evaluation.calibration import (
     ece_of_perfect_model,
     expected_calibration_error,
     slope_and_intercept,
 )
-from willis.evaluation.conformal import SUBGROUP_CONFIDENCE, covered
+from willis.evaluation.conformal import MIN_GROUP, SUBGROUP_CONFIDENCE, covered
 from willis.evaluation.fitting import Labelled, fit_calibration
 from willis.evaluation.metrics import Numbers, bootstrap_counts, percentile_interval
 from willis.evaluation.patients import Patients
@@ -48,7 +48,6 @@ HELD_OUT = 0.15
 """Of the pool, for the quantile."""
 PROMISED = 0.9
 QUANTILE = "quantile"
-MIN_GROUP = 10
 
 Rows = Iterator[dict[str, object]]
 
@@ -98,9 +97,7 @@ def calibrated(asked: Asked) -> dict[str, Numbers]:
         PROMISED,
         predictor.config.prevalence,
     )
-    predictor = predictor.recalibrated(fitted)
-    encodings = predictor.encode(asked.tested.cases)
-    said = {"+".join(subset): predictor.probabilities(encodings, subset) for subset in SUBSETS}
+    said = answers(replace(asked, predictor=predictor.recalibrated(fitted)), SUBSETS)
     return said | {QUANTILE: np.full(len(asked.tested.cases), fitted.conformal_quantile)}
 
 

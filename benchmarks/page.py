@@ -32,7 +32,7 @@ before its table or paragraph says where, and a test compares them.
 Intervals are 95 % intervals. `A over B` is a paired difference on the same patients and resamples; where
 its interval holds 0, nothing is shown, and its picture is grey. Seconds are those that the benchmark tells;
 a run that was killed and went on may count its last start alone. Whoever runs them again: one at a time.
-Threads of torch wait by spinning, and two trainings on the same cores slow each other far more than twofold.
+Threads of torch wait by spinning, so two trainings on the same cores take each other's time.
 """
 
 

@@ -99,9 +99,14 @@ class Bench:
         return cls(work, cohort, ingest, features, train, patients, arguments.seeds)
 
     @cached_property
+    def prepared(self) -> evaluated.Cohort:
+        """Arrays and training table."""
+        return evaluated.Cohort.read(self.ingest, self.features)
+
+    @property
     def frame(self) -> pd.DataFrame:
         """The training table, a row per patient."""
-        return evaluated.Cohort.read(self.ingest, self.features).frame
+        return self.prepared.frame
 
     @cached_property
     def outcome(self) -> Numbers:
@@ -119,7 +124,7 @@ class Bench:
 
     def asked_about(self, patients: Iterable[str]) -> evaluated.Patients:
         """The same patients with their cases."""
-        return evaluated.Cohort.read(self.ingest, self.features).patients(self.rows_of(patients))
+        return self.prepared.patients(self.rows_of(patients))
 
     def scores(self, variant: Variant, ask: Ask) -> Scores:
         """Train a variant with every seed, unless that was done, and ask it."""
