@@ -3,7 +3,8 @@
     python -m benchmarks.calibration --json out.json
 
 The network of params.yaml on the cohort of benchmarks/variants.py. Every seed deals the patients anew: 1,000
-are tested, of the others 15 % are set aside for the conformal quantile alone. Temperature and quantile are
+are tested, of the others 15 % are set aside for the conformal quantile alone, and other ones stop training
+early: patients who did so in every deal would bring their luck into every deal. Temperature and quantile are
 fitted as `willis evaluate` fits them. Then, for each subset of the modalities:
 
     ece       expected calibration error, the mean over seeds, beside `perfect 95`: what a perfectly
@@ -76,10 +77,10 @@ def main() -> None:
     arguments = parser.parse_args()
     bench = Bench.prepare(arguments)
     num_pool = len(bench.patients.pool)
+    variant = Variant("deal", labels=num_pool - round(HELD_OUT * num_pool))
     deals, seconds, hours = [], 0.0, 0.0
-    for seed in range(arguments.seeds):
-        own = replace(bench, patients=bench.patients.dealt(seed), seeds=1)
-        variant = Variant(f"deal {seed}", {"seed": seed}, labels=num_pool - round(HELD_OUT * num_pool))
+    for seed in bench.seeds:
+        own = replace(bench, patients=bench.patients.dealt(seed), seeds=(seed,))
         said = {name: scores[0] for name, scores in own.scores(variant, calibrated).items()}
         quantile = float(said.pop(QUANTILE)[0])
         deals.append(Deal(own.rows_of(own.patients.tested), own.outcome, said, quantile))

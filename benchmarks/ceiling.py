@@ -114,7 +114,7 @@ def without_network(bench: Bench) -> Scores:
     best = truth.set_index("patient_id").loc[list(bench.patients.tested), "p_poor"].to_numpy()
     boosted = [
         fit_baseline("boosting", "true latents", learned, columns, seed).predict(tested)
-        for seed in range(bench.seeds)
+        for seed in bench.seeds
     ]
     return {"true probability": [best], "boosting on true latents": boosted}
 

@@ -27,6 +27,7 @@ from willis.params import TrainParams
 from willis.training.dataset import Share, collate
 from willis.training.loop import reuse_freed_memory
 from willis.training.optimizer import make_optimizer
+from willis.training.start import subsets_to_ask
 
 DEFAULT = "cnn (default)"
 CHANGES: dict[str, dict[str, str]] = {
@@ -99,7 +100,7 @@ def contender(name: str, config: NetworkConfig, params: TrainParams) -> Contende
 def step_seconds(one: Contender, batch: Batch, params: TrainParams) -> float:
     """CPU time of one optimisation step."""
     started = time.process_time()
-    scored = one.network.scored(batch, one.network(batch))
+    scored = one.network.scored(batch, one.network(batch, subsets_to_ask(one.network.config, params)))
     one.optimizer.zero_grad(set_to_none=True)
     total_loss(scored, params.lambda_contrast, params.lambda_align).total.backward()
     torch.nn.utils.clip_grad_norm_(one.network.parameters(), params.clip_norm)

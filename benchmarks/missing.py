@@ -50,7 +50,8 @@ def measure(bench: Bench) -> Iterator[dict[str, object]]:
 
 def specialist(subset: tuple[str, ...]) -> Variant:
     """A network for one subset alone, to which nothing is ever missing."""
-    return Variant(f"{'+'.join(subset)} alone", {"use_modalities": subset, "modality_dropout": 0.0})
+    never_less = {"modality_dropout": 0.0, "lambda_subsets": 0.0}
+    return Variant(f"{'+'.join(subset)} alone", {"use_modalities": subset, **never_less})
 
 
 def answers(asked: Asked, subsets: tuple[tuple[str, ...], ...]) -> dict[str, Numbers]:

@@ -30,6 +30,7 @@ from willis.models.network import NetworkConfig, TrimodalNetwork
 from willis.params import TrainParams
 from willis.training.dataset import Cases, Share, collate
 from willis.training.loop import reuse_freed_memory
+from willis.training.start import subsets_to_ask
 
 NUM_PATIENTS = 100_000
 GPUS = (8, 16, 32, 64)
@@ -115,7 +116,7 @@ def measured_step(batch: int = 16, num_steps: int = 12) -> Step:
         seconds = []
         for _ in range(num_steps):
             started = time.perf_counter()
-            scored = network.scored(made, network(made))
+            scored = network.scored(made, network(made, subsets_to_ask(config, params)))
             total_loss(scored, params.lambda_contrast, params.lambda_align).total.backward()
             seconds.append((time.perf_counter() - started) / batch)
         num_bytes = _bytes_of_a_patient(cases, config)

@@ -37,6 +37,7 @@ from willis.training.dataset import Cases, collate, epoch_order, num_steps, shar
 from willis.training.distributed import train_on_cluster
 from willis.training.loop import Job, reuse_freed_memory
 from willis.training.optimizer import learning_rate, make_optimizer
+from willis.training.start import subsets_to_ask
 
 SHAPE = (88, 104, 40)
 SEQUENCES = ("dwi", "adc", "flair")
@@ -120,7 +121,7 @@ def _bare_rank(rank: int, job: Job, folder: Path) -> None:
         network, forward_sync_buffers=False, gradient_as_bucket_view=True
     )
     optimizer = make_optimizer(network, params)
-    rows = job.cases.rows("train", labelled_only=False)
+    rows, subsets = job.cases.rows("train", labelled_only=False), subsets_to_ask(job.config, params)
     steps, seconds = num_steps(len(rows), params.batch_size), []
     for epoch in range(params.epochs):
         todo = shares(epoch_order(rows, params.seed, epoch), params.batch_size, rank, world)
@@ -132,7 +133,7 @@ def _bare_rank(rank: int, job: Job, folder: Path) -> None:
         for at, batch in enumerate(batches):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(params, epoch * steps + at, params.epochs * steps)
-            scored = join_ranks(network.scored(batch, model(batch)))
+            scored = join_ranks(network.scored(batch, model(batch, subsets)))
             losses = total_loss(scored, params.lambda_contrast, params.lambda_align)
             optimizer.zero_grad(set_to_none=True)
             losses.total.backward()

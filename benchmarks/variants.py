@@ -84,7 +84,7 @@ class Bench:
     features: Path
     train: TrainParams
     patients: Patients
-    seeds: int
+    seeds: tuple[int, ...]
 
     @classmethod
     def prepare(cls, arguments: argparse.Namespace) -> Self:
@@ -96,7 +96,7 @@ class Bench:
         train = train_params(params, arguments)
         patients = Patients.of(ingest, features, arguments.tested)
         work = folder_of(arguments, train.model_dump())
-        return cls(work, cohort, ingest, features, train, patients, arguments.seeds)
+        return cls(work, cohort, ingest, features, train, patients, tuple(range(arguments.seeds)))
 
     @cached_property
     def prepared(self) -> evaluated.Cohort:
@@ -128,16 +128,16 @@ class Bench:
 
     def scores(self, variant: Variant, ask: Ask) -> Scores:
         """Train a variant with every seed, unless that was done, and ask it."""
-        frames = [self._answers(variant, seed, ask) for seed in range(self.seeds)]
+        frames = [self._answers(variant, seed, ask) for seed in self.seeds]
         return {name: [frame[name].to_numpy(np.float64) for frame in frames] for name in frames[0]}
 
     def seconds(self, variant: Variant) -> float:
         """How long all seeds took."""
-        return sum(self._spent(variant, seed)["seconds"] for seed in range(self.seeds))
+        return sum(self._spent(variant, seed)["seconds"] for seed in self.seeds)
 
     def cpu_hours(self, variants: Iterable[Variant]) -> float:
         """Of all trainings, those of earlier starts included."""
-        return sum(self._spent(v, seed)["cpu_seconds"] for v in variants for seed in range(self.seeds)) / 3600
+        return sum(self._spent(v, seed)["cpu_seconds"] for v in variants for seed in self.seeds) / 3600
 
     def row(
         self, task: str, model: str, subset: str, scores: list[Numbers], seconds: float
@@ -162,8 +162,8 @@ class Bench:
         """
         truth, reason = read_truth(self.cohort, list(self.patients.tested))
         assert truth is not None, reason
-        for seed in range(self.seeds):
-            results = {name: values[min(seed, len(values) - 1)] for name, values in scores.items()}
+        for number in range(len(self.seeds)):
+            results = {name: values[min(number, len(values) - 1)] for name, values in scores.items()}
             refuse_leaks(truth, self.outcome, results, self.counts)
 
     def fields(self, task: str, model: str, subset: str, metric: str, seconds: float) -> dict[str, object]:

@@ -207,7 +207,7 @@ class Predictor:
     def _explained(self, encodings: Encodings) -> list[Prediction]:
         subsets = subsets_of(MODALITIES)
         masks = torch.tensor([[name in subset for name in MODALITIES] for subset in subsets])
-        repeated = _repeated(encodings.encoded, len(subsets))
+        repeated = encodings.encoded.repeated(len(subsets))
         wanted = masks.to(self.device).repeat_interleave(len(encodings), dim=0)
         with torch.inference_mode():
             said = self.network.fuse(repeated, encodings.present.repeat(len(subsets), 1) & wanted)
@@ -373,10 +373,6 @@ def _joined(parts: list[Encodings]) -> Encodings:
         present=torch.cat([part.present for part in parts]),
         table=torch.cat([part.table for part in parts]),
     )
-
-
-def _repeated(encoded: Encoded, times: int) -> Encoded:
-    return encoded.map(lambda tensor: tensor.repeat(times, *(1 for _ in tensor.shape[1:])))
 
 
 def _numpy(values: Tensor) -> _Float64:

@@ -14,10 +14,17 @@ from willis.models.losses import ClassWeights, join_ranks, total_loss
 from willis.models.network import Batch, TrimodalNetwork
 from willis.params import TrainParams
 from willis.training.dataset import collate, shares, with_dropout
-from willis.training.start import class_weights
+from willis.training.start import class_weights, subsets_to_ask
 
 PARAMS = TrainParams(
-    width=32, contrast_width=16, dropout=0.0, modality_dropout=0.8, sequence_dropout=0.5, batch_size=23
+    width=32,
+    contrast_width=16,
+    dropout=0.0,
+    modality_dropout=0.8,
+    sequence_dropout=0.5,
+    batch_size=23,
+    lambda_subsets=0.7,
+    roads="by_pattern",
 )
 
 
@@ -39,7 +46,7 @@ def _step(
     classes: ClassWeights | None,
     weight: float,
 ) -> float:
-    scored = join_ranks(network.scored(batch, model(batch)))
+    scored = join_ranks(network.scored(batch, model(batch, subsets_to_ask(network.config, PARAMS))))
     losses = total_loss(scored, weight, weight, classes)
     losses.total.backward()
     return float(losses.total.detach())

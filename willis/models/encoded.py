@@ -41,6 +41,10 @@ class Encoded:
         names = [field.name for field in fields(cls) if getattr(parts[0], field.name) is not None]
         return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
+    def repeated(self, times: int) -> Self:
+        """All rows `times` over, one whole batch after the other."""
+        return self.map(lambda tensor: tensor.repeat(times, *(1 for _ in tensor.shape[1:])))
+
     def with_image_of(self, other: "Encoded") -> Self:
         """The same cases with the images of other ones."""
         return replace(self, image=other.image, image_tokens=other.image_tokens)

@@ -8,12 +8,13 @@ import math
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from willis.cohort.schema import MODALITIES, POOR_FROM
 
 LateWeights = Literal["learned", "entropy"]
+RoadsName = Literal["shared", "by_pattern"]
 
 NUM_CUTS = 6
 """mRS 0 to 6 is cut in six places: is it above 0, above 1, ... above 5?"""
@@ -43,19 +44,31 @@ class Head(nn.Module):
 
 
 class Roads(nn.Module):
-    """A straight way from each modality to the logit, past the fusion: b_m u_m . x_m, from zero.
+    """A straight way from each modality to the logit, past the fusion: b_m (u_m + u_bm) . x_m, from zero.
 
     Layer norm takes the size from a vector, and a few hundred patients can teach a fusion the strongest
-    modality alone; a sum is learned from few.
+    modality alone; a sum is learned from few. By pattern, what a modality says also depends on which others
+    are there: a table counts for more where there is no image (docs/method.md, eq. 8).
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, name: RoadsName = "shared") -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(len(MODALITIES), width))
+        num = len(MODALITIES)
+        self.weight = nn.Parameter(torch.zeros(num, width))
+        self.of_pattern = nn.Parameter(torch.zeros(2**num, num, width)) if name == "by_pattern" else None
 
     def forward(self, vectors: Float[Tensor, "B 3 W"], present: Bool[Tensor, "B 3"]) -> Float[Tensor, "B 3"]:
         """What each modality says by itself, 0 where it is absent."""
-        return torch.where(present, (vectors * self.weight).sum(dim=-1), 0.0)
+        weight: Tensor = self.weight
+        if self.of_pattern is not None:
+            weight = weight + self.of_pattern[pattern_of(present)]
+        return torch.where(present, (vectors * weight).sum(dim=-1), 0.0)
+
+
+def pattern_of(present: Bool[Tensor, "B 3"]) -> Int[Tensor, " B"]:
+    """Number each pattern of presence, 0 (nothing) to 7 (all)."""
+    places = torch.arange(present.shape[1], device=present.device)
+    return (present.long() << places).sum(dim=1)
 
 
 class LateHead(nn.Module):

@@ -24,6 +24,23 @@ GATHERED = [field.name for field in fields(Pair) if field.name != "scale"]
 
 
 @dataclass(frozen=True)
+class InSubsets:
+    """What is said of cases that are shown less than they have; S subsets of the modalities.
+
+    Attributes:
+        logit: of a poor outcome.
+        told: something of the subset is there; other places are left out of the loss.
+    """
+
+    logit: Float[Tensor, "B S"]
+    told: Bool[Tensor, "B S"]
+
+    def columns(self) -> list[Tensor]:
+        """Its tensors, in order."""
+        return [self.logit, self.told]
+
+
+@dataclass(frozen=True)
 class Scored:
     """What the loss needs of a batch: predictions, the pair to align, targets and who counts.
 
@@ -38,6 +55,7 @@ class Scored:
         imputation: how well present modalities were guessed from the others; None where nothing is guessed.
         spread: variance of the logit within good and within poor; None without ISDA.
         embedding: what the head reads; None without ISDA.
+        in_subsets: predictions for the same rows given less; None where nobody asked.
     """
 
     logit: Float[Tensor, " B"]
@@ -50,6 +68,7 @@ class Scored:
     imputation: Imputation | None = None
     spread: Float[Tensor, " 2"] | None = None
     embedding: Float[Tensor, "B R"] | None = None
+    in_subsets: InSubsets | None = None
 
     def margin(self, isda: float) -> Float[Tensor, " B"] | None:
         """a/2 w . Sigma_y w of each row's class (docs/method.md, eq. 53); None without ISDA."""
@@ -71,6 +90,7 @@ class Losses:
     consistency: Float[Tensor, ""] | None = None
     relation: Float[Tensor, ""] | None = None
     imputation: Float[Tensor, ""] | None = None
+    subsets: Float[Tensor, ""] | None = None
 
     def numbers(self) -> dict[str, float]:
         """The terms that there are, by name."""
@@ -172,13 +192,18 @@ def join_ranks(scored: Scored) -> Scored:
     pair = [] if scored.pair is None else [getattr(scored.pair, name) for name in GATHERED]
     guessed = [] if scored.imputation is None else scored.imputation.columns()
     embedding = [] if scored.embedding is None else [scored.embedding]
+    subsets = [] if scored.in_subsets is None else scored.in_subsets.columns()
     own = [scored.logit, scored.outcome, scored.grade, scored.weight, scored.paired]
-    logit, outcome, grade, weight, paired, *rest = gather_rows([*own, *pair, *guessed, *embedding])
-    joined = scored.pair and replace(scored.pair, **dict(zip(GATHERED, rest[: len(pair)], strict=True)))
-    imputation = scored.imputation and Imputation(*rest[len(pair) : len(pair) + len(guessed)])
+    groups = [own, pair, guessed, embedding, subsets]
+    gathered = iter(gather_rows([tensor for group in groups for tensor in group]))
+    own, pair, guessed, embedding, subsets = ([next(gathered) for _ in group] for group in groups)
+    logit, outcome, grade, weight, paired = own
     return replace(
-        scored, logit=logit, outcome=outcome, grade=grade, weight=weight, paired=paired, pair=joined,
-        imputation=imputation, embedding=rest[-1] if embedding else None,
+        scored, logit=logit, outcome=outcome, grade=grade, weight=weight, paired=paired,
+        pair=scored.pair and replace(scored.pair, **dict(zip(GATHERED, pair, strict=True))),
+        imputation=scored.imputation and Imputation(*guessed),
+        embedding=embedding[0] if embedding else None,
+        in_subsets=scored.in_subsets and InSubsets(*subsets),
     )  # fmt: skip
 
 
@@ -231,6 +256,20 @@ def _asked(
     return each * torch.where(answer > 0, classes.yes, classes.no)
 
 
+def subsets_loss(scored: Scored, classes: ClassWeights | None = None) -> Float[Tensor, ""] | None:
+    """`outcome_loss` of what is said given less, over all rows and subsets that have anything to go on."""
+    asked = scored.in_subsets
+    if asked is None:
+        return None
+    times = asked.logit.shape[1]
+    outcome, grade, weight = (
+        value.repeat_interleave(times) for value in (scored.outcome, scored.grade, scored.weight)
+    )
+    return outcome_loss(
+        asked.logit.flatten().float(), outcome, grade, weight * asked.told.flatten(), scored.offsets, classes
+    )
+
+
 def contrast_loss(
     image: Float[Tensor, "B R"], text: Float[Tensor, "B R"], valid: Bool[Tensor, " B"], scale: Tensor
 ) -> Float[Tensor, ""]:
@@ -275,10 +314,12 @@ def total_loss(
     classes: ClassWeights | None = None,
     lambda_imputation: float = 1.0,
     isda: float = 0.0,
+    lambda_subsets: float = 1.0,
 ) -> Losses:
     """L = L_out + lambda_con L_con + lambda_align L_align, over the rows given (see `join_ranks`).
 
-    Where absent modalities are guessed, lambda_imp L_imp is added; with ISDA, L_out is that of eq. 53.
+    Where subsets were asked for, lambda_sub L_sub is added, and where absent modalities are guessed,
+    lambda_imp L_imp; with ISDA, L_out is that of eq. 53.
 
     Every term is always computed, a weight of 0 included: a skipped term would leave parameters without a
     gradient, which stops data-parallel training.
@@ -296,8 +337,10 @@ def total_loss(
         )
         align = align_loss(scored.pair, valid)
     total = outcome + lambda_contrast * contrast + lambda_align * align
-    if scored.imputation is None:
-        return Losses(total, outcome, contrast, align)
-    imputation = scored.imputation.loss(scored.weight)
-    total = total + lambda_imputation * imputation
-    return Losses(total, outcome, contrast, align, imputation=imputation)
+    subsets = subsets_loss(scored, classes)
+    imputation = None if scored.imputation is None else scored.imputation.loss(scored.weight)
+    if subsets is not None:
+        total = total + lambda_subsets * subsets
+    if imputation is not None:
+        total = total + lambda_imputation * imputation
+    return Losses(total, outcome, contrast, align, imputation=imputation, subsets=subsets)

@@ -1,7 +1,7 @@
 """The trimodal network, top to bottom: image, report and table of one patient to P(poor outcome).
 
 Axis letters: B cases, C sequences, X Y Z voxels (RAS+), P planes, F features, V image tokens, L report
-tokens, W shared width, R contrast width; 3 modalities in the order of `schema.MODALITIES`.
+tokens, S subsets of modalities, W shared width, R contrast width; 3 modalities as in `schema.MODALITIES`.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from willis.cohort.schema import MODALITIES, POOR_FROM, Sequence
 from willis.errors import ShapeError
 from willis.models.encoded import IMAGE, TEXT, Encoded
 from willis.models.fusion import FUSIONS, LATE, Fusion, FusionName, FusionShape, Pair
-from willis.models.head import NUM_CUTS, Grades, Head, LateHead, LateWeights, Roads
+from willis.models.head import NUM_CUTS, Grades, Head, LateHead, LateWeights, Roads, RoadsName
 from willis.models.imputer import AbsentName, Imputation, Imputer
 from willis.models.isda import ClassSpread
-from willis.models.losses import Scored
+from willis.models.losses import InSubsets, Scored
 from willis.models.table import FeatureColumn, FeatureEncoder, TableEncoderName
 from willis.models.text import TEXT_WIDTH
 from willis.models.vision import ENCODERS, ImageEncoderName, PlanesEncoder, VolumeEncoder
@@ -35,6 +35,7 @@ class NetworkConfig(BaseModel):
         image_encoder: of the volumes; `cnn` where a contract does not say.
         table_encoder: of the clinical table, not of the facts; `mlp` where a contract does not say.
         absent: what stands for an absent modality; `learned` where a contract does not say.
+        roads: from each modality straight to the logit; `shared` where a contract does not say.
         isda: learn the spread of the embedding within each class; not in late fusion, which has no one head.
         late_weights: of the three predictions in late fusion; `learned` where a contract does not say.
         prevalence: share of poor outcomes in the training split, the answer when nothing is known.
@@ -57,6 +58,7 @@ class NetworkConfig(BaseModel):
     use_modalities: tuple[str, ...] = MODALITIES
     fusion: FusionName = "vdafm_pooled"
     absent: AbsentName = "learned"
+    roads: RoadsName = "shared"
     late_weights: LateWeights = "learned"
     isda: bool = False
     width: int = Field(128, ge=16)
@@ -142,6 +144,7 @@ class Output:
         offsets: P(mRS > k) = sigmoid(logit - offsets[k]); None for a network that knows poor and good alone.
         imputation: how well present modalities were guessed from the others; None where nothing is guessed.
         spread: variance of the logit within good and within poor; None without ISDA.
+        in_subsets: what is said of the same cases given less; None where nobody asked.
     """
 
     logit: Float[Tensor, " B"]
@@ -150,12 +153,14 @@ class Output:
     offsets: Float[Tensor, " K"] | None
     imputation: Imputation | None = None
     spread: Float[Tensor, " 2"] | None = None
+    in_subsets: InSubsets | None = None
 
     def scored(self, batch: Batch, paired: Bool[Tensor, " B"]) -> Scored:
         """Join with the targets of `batch`; `paired` marks rows whose image and text were both used."""
         return Scored(
             self.logit, batch.outcome, batch.grade, batch.weight, paired, self.pair, self.offsets,
             self.imputation, self.spread, None if self.spread is None else self.embedding,
+            self.in_subsets,
         )  # fmt: skip
 
 
@@ -261,20 +266,28 @@ class TrimodalNetwork(nn.Module):
         self.fusion = None if late else _fusion(config)
         self.head = None if late else _head(config)
         self.late = _late(config) if late else None
-        self.roads = Roads(width)
+        self.roads = Roads(width, config.roads)
         self.grades = Grades(config.num_cuts, config.poor_from) if config.ordinal else None
         reads_words = config.reads_tokens and "text" in used
         self.text_tokens = TextProjection(config.text_width, width, config.dropout) if reads_words else None
         self.imputer = Imputer(width) if config.absent == "imputed" else None
         self.spread = ClassSpread(config.contrast_width) if config.isda else None
 
-    def forward(self, batch: Batch) -> Output:
+    def forward(self, batch: Batch, subsets: Bool[Tensor, "S 3"] | None = None) -> Output:
         """Predict a batch that may mix all seven patterns of presence.
+
+        Args:
+            batch: the cases.
+            subsets: what to ask of the same cases besides: given no more than each of these modalities.
 
         Raises:
             ShapeError: the batch does not fit the configuration.
         """
-        return self.fuse(self.encode(batch), batch.modality_present)
+        encoded = self.encode(batch)
+        output = self.fuse(encoded, batch.modality_present)
+        if subsets is None:
+            return output
+        return replace(output, in_subsets=self.in_subsets(encoded, batch.modality_present, subsets))
 
     def encode(self, batch: Batch) -> Encoded:
         """Encode each modality once; `fuse` may then be asked with any presence (exact Shapley values).
@@ -336,6 +349,15 @@ class TrimodalNetwork(nn.Module):
         logit, embedding = self.head(torch.cat([table, fused.vector, present.to(table.dtype)], dim=-1))
         spread = None if self.spread is None else self.spread.along(self.head.logit.weight[0])
         return Output(logit + own.sum(dim=-1), embedding, fused.pair, offsets, imputation, spread)
+
+    def in_subsets(
+        self, encoded: Encoded, modality_present: Bool[Tensor, "B 3"], subsets: Bool[Tensor, "S 3"]
+    ) -> InSubsets:
+        """What `fuse` says when each case keeps no more than each subset of the modalities, in one pass."""
+        present = modality_present & subsets[:, None]
+        logit = self.fuse(encoded.repeated(len(subsets)), present.flatten(0, 1)).logit
+        told = (present & self.used_modalities()).any(dim=-1)
+        return InSubsets(logit.view_as(told).T, told.T)
 
     def standing(
         self, normed: list[Float[Tensor, "B W"]], present: Bool[Tensor, "B 3"]

@@ -147,6 +147,7 @@ def fit_config(
         use_modalities=params.use_modalities,
         fusion=params.fusion,
         absent=params.absent,
+        roads=params.roads,
         late_weights=params.late_weights,
         isda=params.isda > 0,
         width=params.width,

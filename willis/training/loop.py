@@ -35,7 +35,7 @@ from willis.training.dataset import (
 from willis.training.mean_teacher import Answers, MeanTeacher, ramp, with_consistency
 from willis.training.metrics import EpochRecord
 from willis.training.optimizer import learning_rate, make_optimizer
-from willis.training.start import class_weights, start
+from willis.training.start import class_weights, start, subsets_to_ask
 from willis.training.validation import is_better, validation_metrics
 
 
@@ -154,6 +154,8 @@ class _Run:
         self.validation = job.cases.rows("validation", labelled_only=True)
         weights = class_weights(job.cases, job.params)
         self.classes = weights and weights.to(world.device)
+        asked = subsets_to_ask(job.config, job.params)
+        self.subsets = None if asked is None else asked.to(world.device)
         torch.manual_seed(job.params.seed)
         self.network = TrimodalNetwork(job.config)
         start(self.network, job.cases, self.rows, job.pretrained, freeze=job.params.freeze_image_encoder)
@@ -248,7 +250,7 @@ class _Run:
         params = self.job.params
         with arithmetic(params, self.world):
             taught = None if self.teacher is None else self.teacher.answer(share, batch, epoch)
-            output: Output = self.model(batch)
+            output: Output = self.model(batch, self.subsets)
             scored = join_ranks(self.network.scored(batch, output))
         if self.network.spread is not None and scored.embedding is not None:
             self.network.spread.take_in(scored.embedding, scored.outcome, scored.weight)
@@ -259,6 +261,7 @@ class _Run:
             self.classes,
             params.lambda_imputation,
             params.isda * step / self.steps,
+            params.lambda_subsets,
         )
         if taught is None:
             return losses
@@ -279,6 +282,7 @@ class _Run:
             consistency_loss=terms.get("consistency"),
             relation_loss=terms.get("relation"),
             imputation_loss=terms.get("imputation"),
+            subsets_loss=terms.get("subsets"),
             learning_rate=self.optimizer.param_groups[0]["lr"],
             gradient_norm=float(np.mean([result.gradient_norm for result in results])),
             num_patients=len(self.rows),

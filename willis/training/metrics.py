@@ -19,6 +19,7 @@ class EpochRecord(BaseModel):
         consistency_loss: of the student's and the teacher's predictions; None without semi-supervision.
         relation_loss: of their relations between patients; None without semi-supervision.
         imputation_loss: of present modalities guessed from the others; None where nothing is guessed.
+        subsets_loss: of the outcome given each smaller set of modalities; None where that is not asked.
         data_wait_share: share of the epoch's training time spent waiting for batches.
     """
 
@@ -32,6 +33,7 @@ class EpochRecord(BaseModel):
     consistency_loss: float | None = None
     relation_loss: float | None = None
     imputation_loss: float | None = None
+    subsets_loss: float | None = None
     val_loss: float
     val_auc: float | None
     image_cosine: float | None = None

@@ -4,12 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from willis.cohort.schema import MODALITIES
 from willis.errors import ParamsError
 from willis.imaging.shards import StudyArrays
+from willis.models.decision import proper_subsets
 from willis.models.losses import ClassWeights
-from willis.models.network import TrimodalNetwork
+from willis.models.network import NetworkConfig, TrimodalNetwork
 from willis.models.pretrained import load_encoder
 from willis.models.vision import VolumeEncoder
 from willis.params import TrainParams
@@ -68,6 +71,14 @@ def class_weights(cases: Cases, params: TrainParams) -> ClassWeights | None:
         return None
     rows = cases.rows("train", labelled_only=True)
     return ClassWeights.balanced(torch.from_numpy(cases.outcome[rows]), torch.from_numpy(cases.grade[rows]))
+
+
+def subsets_to_ask(config: NetworkConfig, params: TrainParams) -> Bool[Tensor, "S 3"] | None:
+    """What the network is asked besides in each step: given each smaller set of its modalities."""
+    smaller = proper_subsets(config.use_modalities)
+    if not smaller or not params.lambda_subsets:
+        return None
+    return torch.tensor([[name in subset for name in MODALITIES] for subset in smaller])
 
 
 def start_tokens(network: TrimodalNetwork, cases: Cases, rows: Rows) -> None:
