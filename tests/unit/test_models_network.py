@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from itertools import product
 from typing import get_args
 
 import numpy as np
@@ -10,7 +9,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tests.networks import network_with_opinions
+from tests.networks import (
+    PATTERNS,
+    SEQUENCES,
+    SHAPE,
+    network_with_opinions,
+    small_batch,
+    small_config,
+)
 from willis.errors import ShapeError
 from willis.imaging.shards import decode
 from willis.models.fusion import FusionName
@@ -20,48 +26,16 @@ from willis.models.table import FeatureColumn, encode_rows, fit_columns
 from willis.models.vision import PatchStem, PlanesEncoder, VolumeEncoder
 
 FUSIONS = get_args(FusionName)
-SEQUENCES = ("dwi", "adc", "flair")
-SHAPE = (22, 26, 10)
-PATTERNS = [pattern for pattern in product([False, True], repeat=3) if any(pattern)]
-COLUMNS = (FeatureColumn(name="age", mean=70, sd=13), FeatureColumn(name="sex", level="M"))
-
-
-def _config(**changes: object) -> NetworkConfig:
-    values = {
-        "sequences": SEQUENCES, "shape": SHAPE, "fact_columns": COLUMNS[:1], "table_columns": COLUMNS,
-        "text_encoder": "none", "width": 32, "contrast_width": 16, "dropout": 0.0,
-    }  # fmt: skip
-    return NetworkConfig.model_validate(values | changes)
-
-
-def _batch(present: list[tuple[bool, ...]], planes: bool = False) -> Batch:
-    torch.manual_seed(1)
-    n = len(present)
-    return Batch(
-        volume=torch.randint(0, 256, (n, 3, *SHAPE), dtype=torch.uint8),
-        sequence_present=torch.ones(n, 3, dtype=torch.bool),
-        planes=torch.randint(0, 256, (n, 3, 96, 96), dtype=torch.uint8) if planes else None,
-        planes_present=torch.arange(n) % 2 == 0,
-        facts=torch.randn(n, 1) + 70,
-        table=torch.stack([torch.randn(n) * 10 + 70, torch.full((n,), torch.nan)], dim=1),
-        text=torch.randn(n, 384),
-        modality_present=torch.tensor(present),
-        outcome=(torch.arange(n) % 2).float(),
-        grade=torch.tensor([0.0, 3.0, 1.0, 4.0, 2.0, 6.0, torch.nan]).repeat(n)[:n],
-        weight=torch.ones(n),
-        text_tokens=torch.randn(n, 9, 384).half(),
-        text_real=torch.arange(9) < torch.arange(n)[:, None] % 8 + 2,
-    )
 
 
 def _network(**changes: object) -> TrimodalNetwork:
     torch.manual_seed(0)
-    return TrimodalNetwork(_config(**changes)).eval()
+    return TrimodalNetwork(small_config(**changes)).eval()
 
 
 def _network_that_answers(**changes: object) -> TrimodalNetwork:
     torch.manual_seed(0)
-    return network_with_opinions(_config(**changes)).eval()
+    return network_with_opinions(small_config(**changes)).eval()
 
 
 @pytest.mark.parametrize("ordinal", [True, False])
@@ -71,7 +45,7 @@ def test_every_parameter_gets_a_gradient_on_every_batch(
     fusion: str, present: list[tuple[bool, ...]], ordinal: bool
 ) -> None:
     network = _network(fusion=fusion, planes=("flair",), ordinal=ordinal).train()
-    batch = _batch(present, planes=True)
+    batch = small_batch(present, planes=True)
     losses = total_loss(network.scored(batch, network(batch)), lambda_contrast=0.0, lambda_align=0.0)
     losses.total.backward()
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
@@ -82,14 +56,14 @@ def test_every_parameter_gets_a_gradient_on_every_batch(
 def test_every_parameter_gets_a_gradient_whatever_the_network_reads(
     fusion: str, used: tuple[str, ...]
 ) -> None:
-    network, batch = _network(fusion=fusion, use_modalities=used), _batch(PATTERNS)
+    network, batch = _network(fusion=fusion, use_modalities=used), small_batch(PATTERNS)
     total_loss(network.scored(batch, network(batch)), 0.02, 0.2).total.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
 def test_a_batch_without_any_outcome_still_gives_every_parameter_a_gradient() -> None:
     network = _network()
-    batch = replace(_batch(PATTERNS), outcome=torch.full((7,), torch.nan))
+    batch = replace(small_batch(PATTERNS), outcome=torch.full((7,), torch.nan))
     losses = total_loss(network.scored(batch, network(batch)), 0.02, 0.2)
     losses.total.backward()
     assert float(losses.outcome.detach()) == 0.0
@@ -98,7 +72,7 @@ def test_a_batch_without_any_outcome_still_gives_every_parameter_a_gradient() ->
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_all_seven_patterns_in_one_batch_answer_as_they_do_alone(fusion: str) -> None:
-    network, batch = _network_that_answers(fusion=fusion), _batch(PATTERNS)
+    network, batch = _network_that_answers(fusion=fusion), small_batch(PATTERNS)
     together = network(batch).logit
     for row in range(len(PATTERNS)):
         alone = network(batch.map(lambda tensor, row=row: tensor[row : row + 1])).logit
@@ -107,7 +81,7 @@ def test_all_seven_patterns_in_one_batch_answer_as_they_do_alone(fusion: str) ->
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_what_stands_in_the_fields_of_an_absent_modality_changes_nothing(fusion: str) -> None:
-    network, batch = _network_that_answers(fusion=fusion), _batch(PATTERNS)
+    network, batch = _network_that_answers(fusion=fusion), small_batch(PATTERNS)
     image, text, table = (~batch.modality_present).unbind(dim=1)
     noisy = replace(
         batch,
@@ -123,12 +97,12 @@ def test_what_stands_in_the_fields_of_an_absent_modality_changes_nothing(fusion:
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_an_untrained_network_answers_with_the_prevalence(fusion: str) -> None:
-    answers = _network(fusion=fusion, prevalence=0.3)(_batch(PATTERNS)).logit.sigmoid()
+    answers = _network(fusion=fusion, prevalence=0.3)(small_batch(PATTERNS)).logit.sigmoid()
     torch.testing.assert_close(answers, torch.full((7,), 0.3))
 
 
 def test_each_modality_adds_its_own_term_and_nothing_when_it_is_absent() -> None:
-    network, batch = _network(), _batch(PATTERNS)
+    network, batch = _network(), small_batch(PATTERNS)
     network.roads.weight.data.normal_()
     encoded = network.encode(batch)
     vectors = (encoded.image, encoded.text, encoded.table)
@@ -141,7 +115,7 @@ def test_each_modality_adds_its_own_term_and_nothing_when_it_is_absent() -> None
 
 @pytest.mark.parametrize("ordinal", [True, False])
 def test_late_fusion_is_what_a_loop_over_the_present_modalities_averages(ordinal: bool) -> None:
-    network, batch = _late_network(ordinal=ordinal), _batch(PATTERNS)
+    network, batch = _late_network(ordinal=ordinal), small_batch(PATTERNS)
     output = network(batch)
     alone = _each_alone(network, batch)
     weight = network.late.log_weight.detach().numpy()
@@ -174,14 +148,14 @@ def _each_alone(network: TrimodalNetwork, batch: Batch) -> np.ndarray:
 
 
 def test_a_modality_that_is_alone_makes_late_fusions_answer_whatever_its_weight() -> None:
-    network, batch = _late_network(), _batch([(False, False, True)] * 3)
+    network, batch = _late_network(), small_batch([(False, False, True)] * 3)
     said = network(batch).logit
     network.late.log_weight.data = torch.tensor([5.0, 5.0, -5.0])
     torch.testing.assert_close(network(batch).logit, said)
 
 
 def test_late_fusion_lies_between_what_its_modalities_say_and_its_weights_learn() -> None:
-    network, batch = _late_network(), _batch([(True, True, True)] * 4)
+    network, batch = _late_network(), small_batch([(True, True, True)] * 4)
     alone = _each_alone(network, batch)
     logit = network(batch).logit
     said = logit.detach().numpy()
@@ -191,7 +165,7 @@ def test_late_fusion_lies_between_what_its_modalities_say_and_its_weights_learn(
 
 
 def test_late_fusion_has_a_finite_answer_and_gradient_where_nothing_is_present() -> None:
-    network, batch = _network(fusion="late", prevalence=0.3), _batch([(False, False, False)] * 2)
+    network, batch = _network(fusion="late", prevalence=0.3), small_batch([(False, False, False)] * 2)
     logit = network(batch).logit
     logit.sum().backward()
     torch.testing.assert_close(logit.sigmoid(), torch.full((2,), 0.3))
@@ -202,18 +176,18 @@ def test_the_cuts_of_the_rankin_scale_rise_and_the_one_at_poor_is_the_logit() ->
     torch.manual_seed(0)
     network = _network()
     network.grades.gaps.data.normal_(std=3.0)
-    offsets = network(_batch(PATTERNS)).offsets
+    offsets = network(small_batch(PATTERNS)).offsets
     assert offsets[2] == 0 and (offsets.diff() > 0).all()
 
 
 def test_a_binary_network_has_no_cuts() -> None:
     network = _network(ordinal=False)
-    assert network(_batch(PATTERNS)).offsets is None and network.grades is None
+    assert network(small_batch(PATTERNS)).offsets is None and network.grades is None
 
 
 def test_facts_vanish_with_the_image() -> None:
     network = _network_that_answers()
-    present, absent = _batch([(True, True, True)] * 2), _batch([(False, True, True)] * 2)
+    present, absent = small_batch([(True, True, True)] * 2), small_batch([(False, True, True)] * 2)
     assert not torch.equal(network(present).logit, network(_with_facts(present, 10.0)).logit)
     torch.testing.assert_close(network(absent).logit, network(_with_facts(absent, 10.0)).logit)
 
@@ -224,7 +198,7 @@ def _with_facts(batch: Batch, shift: float) -> Batch:
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_fusing_encoded_modalities_again_equals_a_forward_pass_with_that_presence(fusion: str) -> None:
-    network, batch = _network_that_answers(fusion=fusion), _batch([(True, True, True)] * 3)
+    network, batch = _network_that_answers(fusion=fusion), small_batch([(True, True, True)] * 3)
     encoded = network.encode(batch)
     for pattern in PATTERNS:
         presence = torch.tensor([pattern] * 3)
@@ -233,7 +207,7 @@ def test_fusing_encoded_modalities_again_equals_a_forward_pass_with_that_presenc
 
 
 def test_codes_and_decoded_values_give_the_same_answer() -> None:
-    network, batch = _network_that_answers(), _batch(PATTERNS)
+    network, batch = _network_that_answers(), small_batch(PATTERNS)
     decoded = replace(batch, volume=decode(batch.volume, SEQUENCES))
     torch.testing.assert_close(network(decoded).logit, network(batch).logit, rtol=1e-4, atol=1e-5)
 
@@ -271,32 +245,32 @@ def test_an_absent_stack_of_planes_is_replaced_by_the_template() -> None:
 
 
 def test_a_modality_that_is_not_used_is_not_built_and_not_looked_at() -> None:
-    network, batch = _network_that_answers(use_modalities=("table",)), _batch([(True, True, True)] * 2)
+    network, batch = _network_that_answers(use_modalities=("table",)), small_batch([(True, True, True)] * 2)
     assert network.image is None and network.text is None
     other = replace(batch, volume=None, text=torch.zeros_like(batch.text))
     torch.testing.assert_close(network(other).logit, network(batch).logit)
 
 
 def test_a_missing_value_is_not_the_mean() -> None:
-    network, batch = _network_that_answers(), _batch([(False, False, True)])
+    network, batch = _network_that_answers(), small_batch([(False, False, True)])
     mean = replace(batch, table=torch.tensor([[70.0, 0.0]]))
     missing = replace(batch, table=torch.tensor([[torch.nan, 0.0]]))
     assert not torch.allclose(network(mean).logit, network(missing).logit)
 
 
 def test_another_number_of_table_columns_is_refused_with_both_numbers() -> None:
-    batch = replace(_batch(PATTERNS), table=torch.zeros(7, 5))
+    batch = replace(small_batch(PATTERNS), table=torch.zeros(7, 5))
     with pytest.raises(ShapeError, match="5 feature columns; the network was fitted for 2"):
         _network_that_answers()(batch)
 
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(ValidationError, match="fusion_heads is 5; it must divide width"):
-        _config(fusion_heads=5)
+        small_config(fusion_heads=5)
 
 
 def test_the_contract_survives_json() -> None:
-    config = _config()
+    config = small_config()
     assert NetworkConfig.model_validate_json(config.model_dump_json()) == config
 
 
@@ -315,4 +289,4 @@ def test_columns_are_scaled_as_numpy_would_and_empty_ones_left_out() -> None:
 
 def test_a_batch_without_tokens_is_refused_by_the_fusion_that_reads_them() -> None:
     with pytest.raises(ShapeError, match="no report tokens; fusion 'vdafm_token' reads them"):
-        _network(fusion="vdafm_token")(replace(_batch(PATTERNS), text_tokens=None, text_real=None))
+        _network(fusion="vdafm_token")(replace(small_batch(PATTERNS), text_tokens=None, text_real=None))

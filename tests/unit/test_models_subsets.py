@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import get_args
 
@@ -10,56 +9,28 @@ import pytest
 import torch
 
 from tests.fixtures.arrays import TinyCohort, tiny_job
-from tests.networks import network_with_opinions
+from tests.networks import PATTERNS, network_with_opinions, small_batch, small_config
 from willis.models.fusion import FusionName
 from willis.models.head import Roads
 from willis.models.losses import InSubsets, Scored, subsets_loss, total_loss
-from willis.models.network import Batch, NetworkConfig, TrimodalNetwork
-from willis.models.table import FeatureColumn
+from willis.models.network import NetworkConfig, TrimodalNetwork
 from willis.params import TrainParams
 from willis.training.loop import World, fit
 from willis.training.start import subsets_to_ask
 
 FUSIONS = get_args(FusionName)
-PATTERNS = [pattern for pattern in product([False, True], repeat=3) if any(pattern)]
 SMALLER = torch.tensor([p for p in PATTERNS if not all(p)])
-COLUMNS = (FeatureColumn(name="age", mean=70, sd=13), FeatureColumn(name="sex", level="M"))
-SHAPE = (22, 26, 10)
 SMALL = {"epochs": 2, "width": 16, "fusion_heads": 4, "contrast_width": 8, "num_workers": 1}
 
 
 def _network(**changes: object) -> TrimodalNetwork:
     torch.manual_seed(0)
-    values = {
-        "sequences": ("dwi", "adc"), "shape": SHAPE, "table_columns": COLUMNS, "text_encoder": "none",
-        "width": 32, "contrast_width": 16, "dropout": 0.0, "roads": "by_pattern",
-    }  # fmt: skip
-    return network_with_opinions(NetworkConfig.model_validate(values | changes))
-
-
-def _batch(present: list[tuple[bool, ...]]) -> Batch:
-    torch.manual_seed(1)
-    n = len(present)
-    return Batch(
-        volume=torch.randint(0, 256, (n, 2, *SHAPE), dtype=torch.uint8),
-        sequence_present=torch.ones(n, 2, dtype=torch.bool),
-        planes=None,
-        planes_present=torch.zeros(n, dtype=torch.bool),
-        facts=torch.zeros(n, 0),
-        table=torch.randn(n, 2) + 70,
-        text=torch.randn(n, 384),
-        modality_present=torch.tensor(present),
-        outcome=(torch.arange(n) % 2).float(),
-        grade=torch.tensor([0.0, 3.0, 1.0, 4.0, 2.0, 6.0, torch.nan]).repeat(n)[:n],
-        weight=torch.ones(n),
-        text_tokens=torch.randn(n, 5, 384).half(),
-        text_real=torch.arange(5) < torch.arange(n)[:, None] % 4 + 1,
-    )
+    return network_with_opinions(small_config(**({"roads": "by_pattern"} | changes)))
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_what_is_said_given_less_is_what_a_case_that_has_no_more_is_told(fusion: str) -> None:
-    network, batch = _network(fusion=fusion).eval(), _batch(PATTERNS)
+    network, batch = _network(fusion=fusion).eval(), small_batch(PATTERNS)
     found = network(batch, SMALLER).in_subsets
     assert found.logit.shape == (len(PATTERNS), len(SMALLER))
     for s, subset in enumerate(SMALLER):
@@ -70,14 +41,14 @@ def test_what_is_said_given_less_is_what_a_case_that_has_no_more_is_told(fusion:
 
 
 def test_asking_for_less_changes_nothing_of_what_is_said_given_all() -> None:
-    network, batch = _network().eval(), _batch(PATTERNS)
+    network, batch = _network().eval(), small_batch(PATTERNS)
     assert torch.equal(network(batch, SMALLER).logit, network(batch).logit)
     assert network(batch).in_subsets is None
 
 
 def test_a_modality_that_the_network_does_not_read_tells_it_nothing() -> None:
     network = _network(use_modalities=("image", "table")).eval()
-    told = network(_batch([(True, True, True)]), SMALLER).in_subsets.told[0]
+    told = network(small_batch([(True, True, True)]), SMALLER).in_subsets.told[0]
     read = [bool(image or table) for image, _, table in SMALLER.tolist()]
     assert told.tolist() == read
 
@@ -112,7 +83,7 @@ def test_the_loss_given_less_is_the_mean_over_rows_and_subsets_that_have_anythin
 def test_every_parameter_gets_a_gradient_when_less_is_asked_for_too(
     fusion: str, present: list[tuple[bool, ...]]
 ) -> None:
-    network, batch = _network(fusion=fusion).train(), _batch(present)
+    network, batch = _network(fusion=fusion).train(), small_batch(present)
     total_loss(network.scored(batch, network(batch, SMALLER)), 0.0, 0.0, lambda_subsets=0.0).total.backward()
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
     assert all(p.grad.isfinite().all() for p in network.parameters())
