@@ -22,7 +22,7 @@ from willis.imaging.shards import decode
 from willis.models.bundle import Bundle
 from willis.models.case import Case, case_of_row, cases_from, read_training_table, stack
 from willis.models.decision import Calibration, prediction_set, shapley, sigmoid, subsets_of, tempered
-from willis.models.encoded import TEXT, Encoded
+from willis.models.encoded import TEXT, Encoded, presence_of
 from willis.models.network import Batch, NetworkConfig, TrimodalNetwork
 from willis.models.text import MAX_STATES, Embedded, TextEncoder, embed
 
@@ -206,7 +206,7 @@ class Predictor:
 
     def _explained(self, encodings: Encodings) -> list[Prediction]:
         subsets = subsets_of(MODALITIES)
-        masks = torch.tensor([[name in subset for name in MODALITIES] for subset in subsets])
+        masks = presence_of(subsets)
         repeated = encodings.encoded.repeated(len(subsets))
         wanted = masks.to(self.device).repeat_interleave(len(encodings), dim=0)
         with torch.inference_mode():

@@ -10,8 +10,7 @@ import torch
 import torch.distributed as dist
 
 from tests.fixtures.arrays import TinyCohort, tiny_job
-from tests.networks import network_with_opinions
-from tests.unit.test_models_network import PATTERNS, SEQUENCES, SHAPE, _batch, _config
+from tests.networks import PATTERNS, SEQUENCES, SHAPE, network_with_opinions, small_batch, small_config
 from willis.errors import ParamsError
 from willis.imaging.shards import decode
 from willis.models.frozen import KeptTops
@@ -83,14 +82,16 @@ def _studies(present: list[tuple[bool, ...]]) -> tuple[torch.Tensor, torch.Tenso
 
 
 def test_the_default_network_has_the_parameters_of_bundles_that_exist() -> None:
-    shapes = {name: tuple(value.shape) for name, value in TrimodalNetwork(_config()).state_dict().items()}
+    shapes = {
+        name: tuple(value.shape) for name, value in TrimodalNetwork(small_config()).state_dict().items()
+    }
     encoders = {n: s for n, s in shapes.items() if n.startswith(("image.volume.", "table."))}
     assert encoders == BEFORE_NAMES
 
 
 def test_a_contract_that_names_no_encoder_means_the_ones_there_were() -> None:
-    old = _config().model_dump_json(exclude={"image_encoder", "table_encoder"})
-    assert NetworkConfig.model_validate_json(old) == _config(image_encoder="cnn", table_encoder="mlp")
+    old = small_config().model_dump_json(exclude={"image_encoder", "table_encoder"})
+    assert NetworkConfig.model_validate_json(old) == small_config(image_encoder="cnn", table_encoder="mlp")
 
 
 def test_the_encoders_of_params_are_those_of_the_network() -> None:
@@ -118,8 +119,8 @@ def test_networks_of_every_encoder_answer_all_seven_patterns_in_one_batch_as_alo
     name: str, fusion: str
 ) -> None:
     torch.manual_seed(0)
-    network = network_with_opinions(_config(image_encoder=name, fusion=fusion)).eval()
-    batch = _batch(PATTERNS)
+    network = network_with_opinions(small_config(image_encoder=name, fusion=fusion)).eval()
+    batch = small_batch(PATTERNS)
     together = network(batch).logit
     for row in range(len(PATTERNS)):
         alone = network(batch.map(lambda tensor, row=row: tensor[row : row + 1])).logit
@@ -223,7 +224,7 @@ def test_nothing_is_frozen_that_nothing_has_taught(tiny_ingest: TinyCohort, tmp_
 def test_ddp_takes_a_frozen_encoder_without_looking_for_unused_parameters(tmp_path: Path) -> None:
     dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
     try:
-        network, batch = TrimodalNetwork(_config(image_encoder="cnn_small")), _batch(PATTERNS)
+        network, batch = TrimodalNetwork(small_config(image_encoder="cnn_small")), small_batch(PATTERNS)
         network.image.volume.freeze()
         model = torch.nn.parallel.DistributedDataParallel(network)
         for _ in range(2):  # the second step is the one that a parameter without a gradient would stop

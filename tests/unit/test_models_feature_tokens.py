@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.networks import network_with_opinions
-from tests.unit.test_models_network import PATTERNS, _batch, _config
+from tests.networks import PATTERNS, network_with_opinions, small_batch, small_config
 from willis.models.feature_tokens import HEADS, FeatureTransformer
 from willis.models.losses import total_loss
 from willis.models.table import FeatureColumn, FeatureEncoder, TableEncoderName
@@ -138,8 +137,8 @@ def test_a_network_with_it_answers_all_seven_patterns_and_every_parameter_gets_a
 ) -> None:
     torch.manual_seed(0)
     network, batch = (
-        network_with_opinions(_config(table_encoder="ft_transformer", fusion=fusion)).eval(),
-        _batch(PATTERNS),
+        network_with_opinions(small_config(table_encoder="ft_transformer", fusion=fusion)).eval(),
+        small_batch(PATTERNS),
     )
     together = network(batch)
     for row in range(len(PATTERNS)):

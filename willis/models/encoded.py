@@ -1,6 +1,6 @@
 """Cases after their encoders: one vector per modality, and tokens where the fusion looks at tokens."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
@@ -8,9 +8,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from willis.cohort.schema import MODALITIES
 from willis.models.fusion import Tokens
 
 IMAGE, TEXT, TABLE = range(3)
+
+
+def presence_of(subsets: Sequence[Collection[str]]) -> Bool[Tensor, "S 3"]:
+    """Each subset of the modalities as a row of presence bits."""
+    return torch.tensor([[name in subset for name in MODALITIES] for subset in subsets])
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from willis.cohort.schema import MODALITIES
 from willis.errors import ParamsError
 from willis.imaging.shards import StudyArrays
 from willis.models.decision import proper_subsets
+from willis.models.encoded import presence_of
 from willis.models.losses import ClassWeights
 from willis.models.network import NetworkConfig, TrimodalNetwork
 from willis.models.pretrained import load_encoder
@@ -78,7 +79,7 @@ def subsets_to_ask(config: NetworkConfig, params: TrainParams) -> Bool[Tensor, "
     smaller = proper_subsets(config.use_modalities)
     if not smaller or not params.lambda_subsets:
         return None
-    return torch.tensor([[name in subset for name in MODALITIES] for subset in smaller])
+    return presence_of(smaller)
 
 
 def start_tokens(network: TrimodalNetwork, cases: Cases, rows: Rows) -> None:
