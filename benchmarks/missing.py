@@ -2,8 +2,8 @@
 
     python -m benchmarks.missing --json out.json
 
-The one model is that of params.yaml, trained with modality dropout on all three modalities; it answers for
-each of the seven subsets. Beside it, a network trained for that subset alone (`train.use_modalities`). Sizes
+The one model is that of params.yaml, which is asked of every subset while it trains; it answers for each of
+the seven. Beside it, a network trained for that subset alone (`train.use_modalities`). Sizes
 as in benchmarks/variants.py: 1,000 patients to learn from, 1,000 tested. Target: .02 AUC behind at most.
 
 The default size is one for a night on two cores; `--patients 60 --tested 20 --seeds 1 --epochs 1` shows that

@@ -188,9 +188,9 @@ class TrainParams(LoopParams):
     batch_size: Whole = Field(32, ge=2, description="over all workers")
     dropout: Share = 0.3
     """Dropout in the heads and the fusion."""
-    modality_dropout: Share = 0.3
+    modality_dropout: Share = 0.0
     """Share of patients whose modalities are hidden in a step, over all seven patterns."""
-    lambda_subsets: float = Field(0.0, ge=0, description="weight of answering from less; 0: never asked")
+    lambda_subsets: float = Field(6.0, ge=0, description="weight of answering from less; 0: never asked")
     sequence_dropout: Share = 0.1
     """Chance that a present sequence is replaced by its template in a step."""
     patience: Whole = Field(8, ge=1)
@@ -216,7 +216,7 @@ class TrainParams(LoopParams):
     """In `late`: one weight per modality, or also less for one that is unsure of the case."""
     absent: Literal["learned", "imputed"] = "learned"
     """What stands for an absent modality: a learned vector, or a guess from those that are present."""
-    roads: Literal["shared", "by_pattern"] = "shared"
+    roads: Literal["shared", "by_pattern"] = "by_pattern"
     """From a modality straight to the answer: one road, or another for each pattern of presence."""
     lambda_imputation: float = Field(1.0, ge=0, description="weight of learning to guess, in `imputed`")
     width: Whole = Field(128, ge=16)

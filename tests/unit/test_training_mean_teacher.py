@@ -281,6 +281,7 @@ def test_loss_and_gradients_of_two_ranks_equal_one_process_on_the_joined_batch(
     losses = _losses_of(run).numbers()
     assert losses["consistency"] > 1e-4 and losses["relation"] > 1e-4
     supervised = losses["outcome"] + 0.005 * losses["contrast"] + 0.1 * losses["align"]
+    supervised += 6.0 * losses["subsets"]
     assert losses["total"] == pytest.approx(supervised + losses["consistency"] + losses["relation"])
     assert all(parameter.grad is None for parameter in run.kept.parameters())
     for rank in range(2):
