@@ -3,9 +3,9 @@
     python -m benchmarks.calibration --json out.json
 
 The network of params.yaml on the cohort of benchmarks/variants.py. Every seed deals the patients anew: 1,000
-are tested, of the others 15 % are set aside for the conformal quantile alone, and other ones stop training
-early: patients who did so in every deal would bring their luck into every deal. Temperature and quantile are
-fitted as `willis evaluate` fits them. Then, for each subset of the modalities:
+are tested, of the others 15 % are set aside for temperature and conformal quantile, and other ones stop
+training early: patients who did so in every deal would bring their luck into every deal. Both are fitted as
+`willis evaluate` fits them. Then, for each subset of the modalities:
 
     ece       expected calibration error, the mean over seeds, beside `perfect 95`: what a perfectly
               calibrated model of these very probabilities stays below in 95 % of samples
@@ -46,7 +46,7 @@ from willis.inference import Predictor
 TASK, OURS = "poor_outcome", "willis"
 ALL = "+".join(SUBSETS[-1])
 HELD_OUT = 0.15
-"""Of the pool, for the quantile."""
+"""Of the pool, for temperature and quantile."""
 PROMISED = 0.9
 QUANTILE = "quantile"
 

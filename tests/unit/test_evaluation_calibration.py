@@ -4,12 +4,15 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 
 from willis.errors import BundleError
 from willis.evaluation import calibration, conformal, decision
+from willis.evaluation.fitting import Labelled, fit_calibration
 from willis.models.decision import (
     Calibration,
     logit,
@@ -50,10 +53,29 @@ def test_temperature_keeps_the_order_of_patients():
     assert (np.argsort(tempered(probability, 3.0)) == np.argsort(probability)).all()
 
 
-def test_a_small_validation_split_leaves_the_temperature_at_1_and_says_why():
-    temperature, note = calibration.choose_temperature(np.array([0.0, 1.0]), np.array([0.2, 0.9]))
-    assert temperature == 1.0
-    assert "validation holds 2 patients" in note
+def test_splits_that_are_too_small_leave_temperature_1_and_the_prevalence_and_say_why():
+    few = Labelled(np.array([0.0, 1.0]), np.array([0.2, 0.9]))
+    one_class = Labelled(np.ones(50), np.full(50, 0.6))
+    fitted = fit_calibration(few, one_class, coverage=0.9, prevalence=0.37)
+    assert (fitted.temperature, fitted.threshold) == (1.0, 0.37)
+    assert "temperature stays 1: calibration holds 50 patients, 50 of them poor" in fitted.notes[0]
+    assert "the training prevalence, 0.370: validation holds 2 patients, 1 of them poor" in fitted.notes[1]
+
+
+def test_the_temperature_is_that_of_patients_who_did_not_stop_the_training():
+    flattered, held_out = Labelled(*draw(500)), Labelled(*draw(20_000, sharpness=2.0))
+    assert fit_calibration(flattered, held_out, 0.9, 0.4).temperature == pytest.approx(2.0, rel=0.06)
+
+
+@given(st.floats(0.2, 5.0), st.integers(0, 10_000))
+def test_a_temperature_changes_no_prediction_set(temperature: float, seed: int):
+    generator = np.random.default_rng(seed)
+    outcome = (generator.random(60) < 0.4).astype(float)
+    raw, others = generator.random(60), generator.random(40)
+    quantile = conformal.fit_quantile(outcome, raw, 0.9)
+    cooled = conformal.fit_quantile(outcome, tempered(raw, temperature), 0.9)
+    for one, softer in zip(others, tempered(others, temperature), strict=True):
+        assert prediction_set(float(one), quantile) == prediction_set(float(softer), cooled)
 
 
 def test_slope_and_intercept_equal_an_unpenalised_logistic_regression():

@@ -8,12 +8,12 @@ from willis.evaluation.results import CalibrationResult, ReliabilityBin
 from willis.models.decision import logit, sigmoid
 
 NUM_BINS = 10
-MIN_FOR_TEMPERATURE = 20
+MIN_TO_FIT = 20
 _BETAS = (0.1, 10.0)
 
 
 def fit_temperature(outcome: npt.ArrayLike, probability: npt.ArrayLike) -> float:
-    """Find the temperature with the smallest log loss, between .1 and 10 (validation patients only).
+    """Find the temperature with the smallest log loss, between .1 and 10 (calibration patients only).
 
     The loss is convex in 1/temperature, so a bisection on its slope finds the minimum.
     """
@@ -101,7 +101,7 @@ def calibration_result(
         outcome: (n,) zeros and ones.
         probability: (n,) calibrated.
         prevalence: of the training split; the skill is measured against always saying this.
-        temperature: fitted on validation; reported only.
+        temperature: fitted on calibration; reported only.
         counts: (b, n) bootstrap.
         confidence: of the intervals.
         seed: of the simulated perfect model.
@@ -126,15 +126,15 @@ def calibration_result(
     )
 
 
-def choose_temperature(outcome: Numbers, probability: Numbers) -> tuple[float, str]:
-    """Return the temperature and a note: 1, with the reason, where validation is too small to say."""
+def too_few(split: str, outcome: Numbers) -> str:
+    """Why nothing can be fitted on a split; empty where it can."""
     num_poor = int(outcome.sum())
-    if outcome.size < MIN_FOR_TEMPERATURE or num_poor in (0, outcome.size):
-        return 1.0, (
-            f"temperature stays 1: validation holds {outcome.size} patients, {num_poor} of them poor; "
-            f"fitting takes {MIN_FOR_TEMPERATURE} and both classes"
-        )
-    return fit_temperature(outcome, probability), ""
+    if outcome.size >= MIN_TO_FIT and num_poor not in (0, outcome.size):
+        return ""
+    return (
+        f"{split} holds {outcome.size} patients, {num_poor} of them poor; fitting takes {MIN_TO_FIT} and "
+        "both classes"
+    )
 
 
 def _newton(design: Numbers, outcome: Numbers, offset: Numbers) -> Numbers | None:

@@ -78,7 +78,7 @@ def _items(e: Evaluation) -> Iterable[tuple[str, str, str, str]]:
         ("Missing data", "11", "Data", f"masked; of {e.num_patients} test patients have: {modalities}"),
         ("Splits", "12a", "Data partitions", "by a hash of the patient id; no patient is in two splits"),
         ("Model", "12c", "Model", "image, text and table encoders with fusion (docs/method.md)"),
-        ("Tuning", "12c", "Training", "stopping, temperature, threshold: validation; sets: calibration"),
+        ("Tuning", "12c", "Training", "stopping, threshold: validation; temperature, sets: calibration"),
         ("Measures", "12e", "Evaluation", "discrimination, calibration, usefulness, coverage; intervals"),
         ("Fairness", "14", "Evaluation", f"{len(e.subgroups)} subgroups in evaluation.json"),
         ("Output and threshold", "15", "Evaluation", _threshold(e)),

@@ -1,8 +1,8 @@
-"""What is fitted after training: temperature and threshold on validation, the quantile on calibration."""
+"""What is fitted after training: the threshold on validation, temperature and quantile on calibration."""
 
 from dataclasses import dataclass
 
-from willis.evaluation.calibration import choose_temperature
+from willis.evaluation.calibration import fit_temperature, too_few
 from willis.evaluation.conformal import fit_quantile
 from willis.evaluation.metrics import Numbers, best_threshold
 from willis.models.decision import Calibration, tempered
@@ -21,17 +21,24 @@ def fit_calibration(
 ) -> Calibration:
     """Fit everything that turns the network's word into a decision; test patients are not an argument.
 
+    Training stopped where validation looked best, so a temperature fitted there is too mild; calibration
+    patients have chosen nothing. Prediction sets do not feel that both are fitted on them: a temperature
+    keeps the order of 1 - P(class) over patients and both classes, so every set stays as it is.
+
     Args:
-        validation: for temperature and threshold.
-        calibration: for the conformal quantile alone.
+        validation: for the threshold.
+        calibration: for temperature and conformal quantile.
         coverage: that prediction sets promise.
         prevalence: of the training split: the threshold where validation is too small to choose one.
     """
-    temperature, note = choose_temperature(validation.outcome, validation.probability_raw)
-    notes = [note] if note else []
-    if note:
-        threshold = prevalence
-        notes.append(f"threshold is the training prevalence, {prevalence:.3f}, for the same reason")
+    notes = []
+    temperature, threshold = 1.0, prevalence
+    if scarce := too_few("calibration", calibration.outcome):
+        notes.append(f"temperature stays 1: {scarce}")
+    else:
+        temperature = fit_temperature(calibration.outcome, calibration.probability_raw)
+    if scarce := too_few("validation", validation.outcome):
+        notes.append(f"threshold is the training prevalence, {prevalence:.3f}: {scarce}")
     else:
         threshold = best_threshold(validation.outcome, tempered(validation.probability_raw, temperature))
     calibrated = tempered(calibration.probability_raw, temperature)
