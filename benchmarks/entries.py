@@ -116,8 +116,7 @@ ENTRIES = (
         "calibration",
         "What a probability and a prediction set are worth",
         "Shows, on synthetic patients and over seeds, whether probabilities and sets keep what they promise, "
-        "whatever is missing and in whichever group. It cannot show that they do in another hospital."
-        + BEFORE_SUBSETS,
+        "whatever is missing and in whichever group. It cannot show that they do in another hospital.",
     ),
     Entry(
         "pretraining",

@@ -26,7 +26,14 @@ from willis.training.metrics import EpochRecord
 pytestmark = pytest.mark.integration
 
 PARAMS = TrainParams(
-    epochs=5, batch_size=16, width=32, contrast_width=16, dropout=0.0, patience=50, num_workers=2
+    epochs=5,
+    batch_size=16,
+    width=32,
+    contrast_width=16,
+    dropout=0.0,
+    patience=50,
+    num_workers=2,
+    learning_rate=2e-3,
 )
 TIMED = {"seconds", "data_wait_share"}
 
